@@ -1,0 +1,96 @@
+"""The NDC layer, arXiv 2504.00302, section 3.1, eq. (7).
+
+Deviation from the paper: in float16 the source saturates at the largest finite value, where the paper's float32
+layer would go on growing.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_deconver.ops import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
+    check_eps,
+    check_groups,
+    check_iterations,
+    check_kernel_size,
+)
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class NonnegativeDeconvolution(nn.Module):
+    """Explains its input as a learned filter applied to a nonnegative source, and returns that source.
+
+    The source starts as `ReLU(pointwise(x))` and takes `iterations` multiplicative updates with the rectified
+    filter.
+
+    Args:
+        channels: channels of the input, C.
+        kernel_size: one odd number per spatial axis; its length (1, 2 or 3) is the layer's spatial rank.
+        source_ratio: channels of the source per channel of the input, R = E / C.
+        groups: number of groups the channels are split into; None for one per channel.
+        iterations: number of updates.
+        eps: added to numerator and denominator of the update.
+
+    Raises:
+        ValueError: for an even kernel, groups that do not divide, or a ratio without a whole number of sources.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: Sequence[int],
+        source_ratio: float = 4,
+        groups: int | None = None,
+        iterations: int = 1,
+        eps: float = 1e-8,
+    ):
+        super().__init__()
+        if not isinstance(kernel_size, Sequence) or len(kernel_size) not in CONVOLUTIONS:
+            raise ValueError(
+                f"kernel_size must have one entry per spatial axis (1 to 3), such as (3, 3, 3), got {kernel_size!r}"
+            )
+        check_kernel_size(kernel_size, "kernel_size")
+        source_channels = round(channels * source_ratio)
+        if source_channels < 1 or not math.isclose(source_channels, channels * source_ratio):
+            raise ValueError(
+                f"source_ratio = {source_ratio} gives {channels * source_ratio} source channels for {channels} "
+                "channels; it must give a positive whole number"
+            )
+        groups = channels if groups is None else groups
+        check_groups(groups, channels, source_channels, "groups")
+        check_iterations(iterations)
+        check_eps(eps)
+
+        self.channels = channels
+        self.source_channels = source_channels
+        self.kernel_size = tuple(kernel_size)
+        self.groups = groups
+        self.iterations = iterations
+        self.eps = eps
+        self.filter = nn.Parameter(torch.empty(channels, source_channels // groups, *kernel_size))
+        self.source = CONVOLUTIONS[len(kernel_size)](channels, source_channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
+        nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative."""
+        source = torch.relu(self.source(x))
+        if source.dtype == torch.float16:
+            # The projection may overflow to inf before the update sees it.
+            source = source.clamp(max=torch.finfo(torch.float16).max)
+        return nonnegative_deconvolution(
+            x, source, torch.relu(self.filter), groups=self.groups, iterations=self.iterations, eps=self.eps
+        )
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return (
+            f"{self.channels}, kernel_size={self.kernel_size}, source_channels={self.source_channels}, "
+            f"groups={self.groups}, iterations={self.iterations}, eps={self.eps}"
+        )

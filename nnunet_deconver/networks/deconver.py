@@ -1,0 +1,296 @@
+"""Deconver, arXiv 2504.00302, section 3.3 and figure 2, on nnU-Net's topology.
+
+Deviations from the paper: strides and kernels may differ per axis and stage, as nnU-Net plans them; every decoder
+stage has a segmentation head, of which all run under deep supervision and the last alone otherwise.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nnunet_deconver.layers import DeconverBlock
+
+_TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
+_RANKS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+
+
+class Deconver(AbstractDynamicNetworkArchitectures):
+    """U-shaped network of Deconver blocks.
+
+    Stem, then per stage a strided convolution (kernel = stride) and blocks; on the way up a transposed convolution
+    (kernel = stride), concatenation with the skip, a pointwise projection and blocks.
+
+    The arguments are those of an nnU-Net plan (`architecture.arch_kwargs`). The ones that describe nnU-Net's
+    convolution blocks (`n_conv_per_stage` to `nonlin_kwargs` below) have no counterpart here: a plan of
+    PlainConvUNet or ResidualEncoderUNet may keep them when its `network_class_name` is changed to this class, and
+    they change nothing.
+
+    Args:
+        input_channels: channels of the image.
+        n_stages: number of resolutions.
+        features_per_stage: channels of each stage, or one number for all; the paper has min(C0 * 2^l, 512).
+        conv_op: `torch.nn.Conv1d`, `Conv2d` or `Conv3d`; sets the spatial rank.
+        kernel_sizes: NDC's kernel per stage (odd numbers), one number or one per axis. The stem's kernel is that of
+            the first stage, 3 at most.
+        strides: downsampling on entry of each stage, one number or one per axis; the first is usually 1.
+        num_classes: output channels.
+        deep_supervision: return the logits of all resolutions, highest first, instead of the highest alone.
+        n_blocks_per_stage: blocks of each encoder stage; the paper has 1.
+        n_blocks_per_stage_decoder: blocks of each decoder stage, lowest resolution first; the paper has 1.
+        source_ratio: channels of the NDC source per channel.
+        ndc_groups: groups of the NDC; None for one per channel.
+        mlp_ratio: channels inside the MLP per channel.
+        n_conv_per_stage: unused, see above.
+        n_conv_per_stage_decoder: unused.
+        conv_bias: unused.
+        norm_op: unused.
+        norm_op_kwargs: unused.
+        dropout_op: unused.
+        dropout_op_kwargs: unused.
+        nonlin: unused.
+        nonlin_kwargs: unused.
+
+    Raises:
+        ValueError: for lists of the wrong length, even kernels, groups that do not divide.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        n_stages: int,
+        features_per_stage: int | Sequence[int],
+        conv_op: type[_ConvNd],
+        kernel_sizes: int | Sequence[int | Sequence[int]],
+        strides: int | Sequence[int | Sequence[int]],
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        n_blocks_per_stage: int | Sequence[int] = 1,
+        n_blocks_per_stage_decoder: int | Sequence[int] = 1,
+        source_ratio: float = 4,
+        ndc_groups: int | None = None,
+        mlp_ratio: float = 4,
+        n_conv_per_stage=None,
+        n_conv_per_stage_decoder=None,
+        conv_bias=None,
+        norm_op=None,
+        norm_op_kwargs=None,
+        dropout_op=None,
+        dropout_op_kwargs=None,
+        nonlin=None,
+        nonlin_kwargs=None,
+    ):
+        super().__init__()
+        if conv_op not in _RANKS:
+            raise ValueError(f"conv_op must be torch.nn.Conv1d, Conv2d or Conv3d, got {conv_op!r}")
+        rank = _RANKS[conv_op]
+        features = _per_stage("features_per_stage", features_per_stage, n_stages)
+        kernel_sizes = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
+        strides = _per_stage_and_axis("strides", strides, n_stages, rank)
+        blocks_up = _per_stage("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder, n_stages - 1)
+        block_kwargs = {"source_ratio": source_ratio, "groups": ndc_groups, "mlp_ratio": mlp_ratio}
+
+        self.encoder = DeconverEncoder(
+            input_channels,
+            features,
+            conv_op,
+            kernel_sizes,
+            strides,
+            _per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
+            block_kwargs,
+        )
+        self.decoder = DeconverDecoder(
+            features, conv_op, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
+        )
+        # Where tools that transfer weights between networks of this family find their parts.
+        self.key_to_encoder = "encoder.stages"
+        self.key_to_stem = "encoder.stem"
+        self.keys_to_in_proj = ("encoder.stem",)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Maps (B, input_channels, *S) to logits (B, num_classes, *S), or to a list of them, highest first.
+
+        Raises:
+            ValueError: if the strides do not divide S.
+        """
+        self.encoder.check_input_size(x.shape[2:])
+        return self.decoder(self.encoder(x))
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Elements of all convolution outputs for one image of `input_size` voxels.
+
+        What nnU-Net's planners size patches with. The convolutions inside the NDC update count like any other.
+
+        Raises:
+            ValueError: if `input_size` has not one entry per spatial axis, or the strides do not divide it.
+        """
+        self.encoder.check_input_size(input_size)
+        return self.encoder.compute_conv_feature_map_size(input_size) + self.decoder.compute_conv_feature_map_size(
+            input_size
+        )
+
+    @staticmethod
+    def initialize(module: nn.Module):
+        """Draws the parameters of `module` as the network is designed: each layer knows its own start.
+
+        nnU-Net applies this to every module, children before parents; its usual He initialisation belongs to
+        leaky ReLUs and would also overwrite what means something else.
+        """
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+class DeconverEncoder(nn.Module):
+    """Stem and encoder stages; returns the features of every stage, highest resolution first."""
+
+    def __init__(
+        self,
+        input_channels: int,
+        features: Sequence[int],
+        conv_op: type[_ConvNd],
+        kernel_sizes: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[int]],
+        n_blocks: Sequence[int],
+        block_kwargs: dict,
+    ):
+        super().__init__()
+        self.strides = strides
+        stem_kernel = [min(k, 3) for k in kernel_sizes[0]]
+        self.stem = conv_op(
+            input_channels,
+            features[0],
+            stem_kernel,
+            strides[0],
+            padding=[k // 2 for k in stem_kernel],
+            bias=False,
+        )
+        self.downsamplings = nn.ModuleList(
+            conv_op(features[stage - 1], features[stage], strides[stage], strides[stage])
+            for stage in range(1, len(features))
+        )
+        self.stages = nn.ModuleList(
+            _blocks(channels, kernel, n, block_kwargs)
+            for channels, kernel, n in zip(features, kernel_sizes, n_blocks, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, input_channels, *S) to one (B, C, *s) per stage."""
+        x = self.stages[0](self.stem(x))
+        skips = [x]
+        for downsample, stage in zip(self.downsamplings, self.stages[1:], strict=True):
+            x = stage(downsample(x))
+            skips.append(x)
+        return skips
+
+    def check_input_size(self, input_size: Sequence[int]):
+        """Raises ValueError unless the strides divide `input_size`."""
+        totals = [math.prod(axis) for axis in zip(*self.strides, strict=True)]
+        if len(input_size) != len(totals):
+            raise ValueError(f"input must have {len(totals)} spatial axes, got {len(input_size)}: {tuple(input_size)}")
+        if any(size % total for size, total in zip(input_size, totals, strict=True)):
+            raise ValueError(
+                f"patch size {tuple(input_size)} must be divisible by the network's total strides {tuple(totals)}; "
+                "change patch_size or strides in the plans"
+            )
+
+    def sizes(self, input_size: Sequence[int]) -> list[list[int]]:
+        """Spatial size of each stage's features."""
+        sizes, size = [], input_size
+        for stride in self.strides:
+            size = [s // t for s, t in zip(size, stride, strict=True)]
+            sizes.append(size)
+        return sizes
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """See `Deconver.compute_conv_feature_map_size`."""
+        total = np.int64(0)
+        for entry, stage, size in zip(
+            [self.stem, *self.downsamplings], self.stages, self.sizes(input_size), strict=True
+        ):
+            channels = entry.out_channels + sum(block.feature_channels() for block in stage)
+            total += np.int64(channels) * np.prod(size, dtype=np.int64)
+        return total
+
+
+class DeconverDecoder(nn.Module):
+    """Decoder stages, lowest resolution first, each with a segmentation head."""
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        conv_op: type[_ConvNd],
+        kernel_sizes: Sequence[Sequence[int]],
+        strides: Sequence[Sequence[int]],
+        n_blocks: Sequence[int],
+        num_classes: int,
+        deep_supervision: bool,
+        block_kwargs: dict,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.strides = strides
+        levels = range(len(features) - 2, -1, -1)
+        self.transpconvs = nn.ModuleList(
+            _TRANSPOSED[conv_op](features[level + 1], features[level], strides[level + 1], strides[level + 1])
+            for level in levels
+        )
+        self.projections = nn.ModuleList(
+            conv_op(2 * features[level], features[level], 1, bias=False) for level in levels
+        )
+        self.stages = nn.ModuleList(
+            _blocks(features[level], kernel_sizes[level], n, block_kwargs)
+            for level, n in zip(levels, n_blocks, strict=True)
+        )
+        # All heads exist whether used or not, so that weights load either way.
+        self.seg_layers = nn.ModuleList(conv_op(features[level], num_classes, 1) for level in levels)
+
+    def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
+        """Maps the encoder's features to logits, see `Deconver.forward`."""
+        x = skips[-1]
+        outputs = []
+        for i, skip in enumerate(reversed(skips[:-1])):
+            x = self.projections[i](torch.cat((self.transpconvs[i](x), skip), dim=1))
+            x = self.stages[i](x)
+            if self.deep_supervision or i == len(self.stages) - 1:
+                outputs.append(self.seg_layers[i](x))
+        return outputs[::-1] if self.deep_supervision else outputs[0]
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """See `Deconver.compute_conv_feature_map_size`."""
+        total = np.int64(0)
+        size = input_size
+        for i, stride in enumerate(self.strides[:-1]):
+            size = [s // t for s, t in zip(size, stride, strict=True)]
+            stage = len(self.stages) - 1 - i
+            channels = 2 * self.projections[stage].out_channels  # upsampling and projection
+            channels += sum(block.feature_channels() for block in self.stages[stage])
+            if self.deep_supervision or i == 0:
+                channels += self.seg_layers[stage].out_channels
+            total += np.int64(channels) * np.prod(size, dtype=np.int64)
+        return total
+
+
+def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dict) -> nn.Sequential:
+    return nn.Sequential(*(DeconverBlock(channels, kernel_size, **block_kwargs) for _ in range(n)))
+
+
+def _per_stage(name: str, value: int | Sequence[int], n: int) -> list[int]:
+    values = [value] * n if isinstance(value, int) else list(value)
+    if len(values) != n or any(int(v) != v or v < 1 for v in values):
+        raise ValueError(f"{name} must be a positive number or a list of {n} of them, got {value!r}")
+    return values
+
+
+def _per_stage_and_axis(name: str, value, n_stages: int, rank: int) -> list[tuple[int, ...]]:
+    values = [value] * n_stages if isinstance(value, int) else list(value)
+    expanded = [(v,) * rank if isinstance(v, int) else tuple(v) for v in values]
+    if len(expanded) != n_stages:
+        raise ValueError(f"{name} must have one entry for each of the {n_stages} stages, got {value!r}")
+    if any(len(entry) != rank or any(int(e) != e or e < 1 for e in entry) for entry in expanded):
+        raise ValueError(f"{name} must have {rank} positive whole numbers per stage (or one for all), got {value!r}")
+    return expanded

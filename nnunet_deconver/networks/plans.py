@@ -1,0 +1,87 @@
+"""From the architecture entry of an nnU-Net plan to the one of a network here.
+
+Architecture entries are what stands under `architecture` in a configuration of a plans file: the network's dotted
+name and its keyword arguments, of which some are dotted names themselves.
+"""
+
+import pydoc
+from collections.abc import Sequence
+
+from torch import nn
+
+DECONVER = "nnunet_deconver.networks.Deconver"
+
+# What a network's topology consists of; the rest describes the blocks of the network the plan was made for.
+_TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
+_TRANSLATABLE = ("PlainConvUNet", "ResidualEncoderUNet")
+
+
+def deconver_architecture(architecture: dict, *, kernel_size: int | None = None) -> dict:
+    """The architecture entry of a Deconver with the topology of `architecture`.
+
+    Stages, strides, kernels and features are carried over from PlainConvUNet and ResidualEncoderUNet; an entry that
+    already names Deconver is kept as it is.
+
+    Args:
+        architecture: entry with `network_class_name`, `arch_kwargs` and `_kw_requires_import`.
+        kernel_size: replaces every kernel extent greater than 1, which leaves anisotropic kernels flat; None keeps
+            the plan's. Ignored for an entry that already names Deconver.
+
+    Raises:
+        ValueError: if the entry names a network that cannot be translated, or lacks part of the topology.
+    """
+    name = architecture["network_class_name"]
+    if name == DECONVER:
+        return architecture
+    if name.rpartition(".")[-1] not in _TRANSLATABLE:
+        raise ValueError(
+            f"the plans name the network {name}, whose topology cannot be carried over to Deconver; use plans of "
+            f"{' or '.join(_TRANSLATABLE)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
+        )
+    arch_kwargs = architecture["arch_kwargs"]
+    missing = [key for key in _TOPOLOGY if key not in arch_kwargs]
+    if missing:
+        raise ValueError(f"the plans' arch_kwargs of {name} lack {', '.join(missing)}, which Deconver needs")
+    topology = {key: arch_kwargs[key] for key in _TOPOLOGY}
+    if kernel_size is not None:
+        topology["kernel_sizes"] = [_replaced_kernel(kernel, kernel_size) for kernel in topology["kernel_sizes"]]
+    return {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
+
+
+def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | list[int]:
+    if isinstance(kernel, int):
+        return kernel if kernel == 1 else kernel_size
+    return [k if k == 1 else kernel_size for k in kernel]
+
+
+def build_network(architecture: dict, input_channels: int, num_classes: int, *, deep_supervision: bool) -> nn.Module:
+    """Builds and initialises the network an architecture entry names.
+
+    Args:
+        architecture: entry with `network_class_name`, `arch_kwargs` and `_kw_requires_import`.
+        input_channels: channels of the image.
+        num_classes: output channels.
+        deep_supervision: whether the network returns the logits of all resolutions.
+
+    Raises:
+        ValueError: if a dotted name cannot be imported, or the network rejects its arguments.
+    """
+    arch_kwargs = dict(architecture["arch_kwargs"])
+    for key in architecture["_kw_requires_import"]:
+        if arch_kwargs.get(key) is not None:
+            arch_kwargs[key] = _locate(arch_kwargs[key])
+    network = _locate(architecture["network_class_name"])(
+        input_channels=input_channels,
+        num_classes=num_classes,
+        deep_supervision=deep_supervision,
+        **arch_kwargs,
+    )
+    network.apply(network.initialize)
+    return network
+
+
+def _locate(name: str):
+    located = pydoc.locate(name)
+    if located is None:
+        raise ValueError(f"the plans name {name}, which cannot be imported here")
+    return located

@@ -1,0 +1,15 @@
+"""The mathematics of the papers as functions of tensors."""
+
+from nnunet_deconver.ops.nonnegative_deconvolution import (
+    adjoint_filter,
+    nonnegative_deconvolution,
+    nonnegative_deconvolution_reference,
+    same_convolution,
+)
+
+__all__ = [
+    "adjoint_filter",
+    "nonnegative_deconvolution",
+    "nonnegative_deconvolution_reference",
+    "same_convolution",
+]

@@ -1,0 +1,18 @@
+"""Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.1.
+
+`reference` is the equation, `mixed_precision` what networks call.
+"""
+
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
+    adjoint_filter,
+    nonnegative_deconvolution_reference,
+    same_convolution,
+)
+
+__all__ = [
+    "adjoint_filter",
+    "nonnegative_deconvolution",
+    "nonnegative_deconvolution_reference",
+    "same_convolution",
+]

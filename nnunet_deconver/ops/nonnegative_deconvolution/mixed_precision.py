@@ -1,0 +1,75 @@
+"""Nonnegative deconvolution between tensors of any floating dtype.
+
+The update itself runs in float32 (float64 for float64 inputs) whatever autocast says. What crosses the border to
+half precision saturates instead of overflowing:
+
+- outputs: a source larger than the largest float16 becomes the largest float16, and no gradient passes there;
+- gradients of float16 inputs: a finite value beyond the range becomes the largest float16 of its sign. Where the
+  source nearly vanishes its derivative is about X (*) V^- / eps, so one voxel could otherwise turn a whole gradient
+  into inf. Gradients that arrive as inf or NaN leave as such, so that a gradient scaler still sees an overflow.
+"""
+
+import torch
+from torch import Tensor
+
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
+    compute_dtype,
+    nonnegative_deconvolution_reference,
+)
+
+
+def nonnegative_deconvolution(
+    x: Tensor, source: Tensor, filter: Tensor, *, groups: int = 1, iterations: int = 1, eps: float = 1e-8
+) -> Tensor:
+    """Multiplicative updates of the source in `x ~ source (*) filter`, arXiv 2504.00302, eq. (1) and (3).
+
+    `S <- S * (X (*) V^- + eps) / ((S (*) V) (*) V^- + eps)`, `iterations` times, per group.
+
+    Args:
+        x: (B, C, *S), nonnegative, 1 to 3 spatial axes.
+        source: (B, E, *S), nonnegative, the source to start from.
+        filter: (C, E / groups, *k), nonnegative, odd k.
+        groups: number of groups the channels are split into.
+        iterations: number of updates.
+        eps: added to numerator and denominator.
+
+    Returns:
+        The updated source, (B, E, *S), in the dtype of `source`, computed in float32 at least. Values that
+        float16 cannot hold become its largest finite value.
+
+    Raises:
+        ValueError: if shapes do not fit, a kernel is even, or groups do not divide.
+    """
+    dtype = compute_dtype(x, source, filter)
+    updated = nonnegative_deconvolution_reference(
+        _Widen.apply(x, dtype),
+        _Widen.apply(source, dtype),
+        _Widen.apply(filter, dtype),
+        groups=groups,
+        iterations=iterations,
+        eps=eps,
+    )
+    return _narrow(updated, source.dtype)
+
+
+def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype.itemsize < values.dtype.itemsize:
+        values = values.clamp(max=torch.finfo(dtype).max)
+    return values.to(dtype)
+
+
+class _Widen(torch.autograd.Function):
+    """Cast to a wider dtype whose gradient saturates on its way back."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = values.dtype
+        return values.to(dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        if ctx.dtype == gradient.dtype:
+            return gradient, None
+        limit = torch.finfo(ctx.dtype).max
+        saturated = gradient.clamp(-limit, limit)
+        return torch.where(gradient.isinf(), gradient, saturated).to(ctx.dtype), None

@@ -1,0 +1,9 @@
+"""nnU-Net trainers of this package's networks.
+
+Every name in `__all__` is an nnUNetTrainer that `nnUNetv2_train -tr` accepts.
+"""
+
+from nnunet_deconver.trainers import deconver
+from nnunet_deconver.trainers.deconver import *  # noqa: F403
+
+__all__ = [*deconver.__all__]

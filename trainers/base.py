@@ -1,0 +1,133 @@
+"""What the trainers of this package share, and how their variants are made."""
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunet_deconver.networks.plans import build_network
+from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
+
+EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+
+
+class ArchitectureTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with the network of `architecture`, and stopping at the first loss that is not finite.
+
+    Class attributes set what nnU-Net sets in its constructor; None keeps nnU-Net's value.
+    """
+
+    epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    validation_iterations_per_epoch: int | None = None
+    learning_rate: float | None = None
+    decay: float | None = None
+
+    # nnU-Net reads the parameters' names off the signature and looks them up in its own: they have to be these.
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008
+    ):
+        # Before nnU-Net makes the first folder: a plan that does not fit must leave nothing behind.
+        self.check_plans(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.epochs or self.num_epochs
+        self.num_iterations_per_epoch = self.iterations_per_epoch or self.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.validation_iterations_per_epoch or self.num_val_iterations_per_epoch
+        self.initial_lr = self.learning_rate or self.initial_lr
+        self.weight_decay = self.decay or self.weight_decay
+
+    @classmethod
+    def architecture(cls, architecture: dict) -> dict:
+        """The architecture entry this trainer builds, given the one of the plans."""
+        raise NotImplementedError
+
+    @classmethod
+    def check_plans(cls, plans: dict, configuration: str):
+        """Builds the network of a configuration without memory and sends one patch through it.
+
+        Raises:
+            ValueError: if the plans do not fit the network.
+        """
+        configuration_manager = PlansManager(plans).get_configuration(configuration)
+        patch_size = configuration_manager.patch_size
+        with torch.device("meta"):
+            network = cls.build_network_architecture(None, configuration_manager, 1, 2, False)
+            network(torch.empty(1, 1, *patch_size))
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Builds the network; nnU-Net calls this on the class, for training and for inference."""
+        return build_network(
+            cls.architecture(configuration_manager.configuration["architecture"]),
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+        )
+
+    def train_step(self, batch: dict) -> dict:
+        """One iteration, as nnU-Net's.
+
+        Raises:
+            FloatingPointError: if the loss is not finite.
+        """
+        outputs = super().train_step(batch)
+        if not np.isfinite(outputs["loss"]).all():
+            raise FloatingPointError(
+                f"the training loss became {float(outputs['loss'])} in epoch {self.current_epoch} (learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:.3g}), in a batch of the cases "
+                f"{', '.join(map(str, batch.get('keys', ['unknown'])))}. Look at these preprocessed cases for NaN or "
+                "inf, then at the learning rate (lower it: class attribute learning_rate of "
+                f"{type(self).__name__}), then at half precision. The checkpoints written so far are finite; "
+                "continue from them with --c"
+            )
+        return outputs
+
+
+class AdamWRecipe:
+    """AdamW with warm-up and cosine, the recipe of arXiv 2504.00302, section 4.1; mix into a trainer."""
+
+    learning_rate = 1e-4
+    decay = 1e-5
+
+    def configure_optimizers(self):
+        """Returns optimizer and scheduler, as nnU-Net asks for them."""
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, WarmupCosineScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+
+def epoch_variants(trainer: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:
+    """The trainer in nnU-Net's usual lengths: `<name>_1epoch`, `<name>_5epochs`, ...
+
+    Args:
+        trainer: the trainer that the variants derive from.
+
+    Returns:
+        Classes by name, in the trainer's module, to be put into its namespace (checkpoints name classes).
+    """
+    variants = {}
+    for epochs in EPOCHS:
+        name = f"{trainer.__name__}_{epochs}epoch{'s' if epochs > 1 else ''}"
+        variants[name] = type(
+            name,
+            (trainer,),
+            {
+                "__module__": trainer.__module__,
+                "__doc__": f"{trainer.__name__} for {epochs} epoch{'s' if epochs > 1 else ''}.",
+                "epochs": epochs,
+                "is_epoch_variant": True,
+            },
+        )
+    return variants
