@@ -1,0 +1,170 @@
+"""Tiny datasets and nnU-Net's own commands."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import nnunet_deconver.shim
+
+SHIM = str(Path(nnunet_deconver.shim.__file__).parent)
+TINY = str(Path(__file__).parent / "tiny_trainers")
+CASES = 5
+
+LABELS = {
+    901: {"background": 0, "organ": 1, "lesion": 2},
+    902: {"background": 0, "whole": [1, 2], "lesion": 2},
+    903: {"background": 0, "organ": 1, "lesion": 2, "ignore": 3},
+}
+
+
+def write_dataset(raw: Path, number: int):
+    """An organ (ball) with a lesion (smaller ball) in noise; with an ignore label, half of it is annotated."""
+    folder = raw / dataset_name(number)
+    for name in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(number)
+    grid = np.stack(np.meshgrid(*[np.arange(20)] * 3, indexing="ij"))
+    for case in range(CASES + 1):
+        centre = rng.uniform(8, 12, 3)[:, None, None, None]
+        radius = np.sqrt(((grid - centre) ** 2).sum(0))
+        label = (radius < 6).astype(np.uint8)
+        label[radius < 3] = 2
+        image = (label + 0.3 * rng.standard_normal(label.shape)).astype(np.float32)
+        image[:, :, :4] = 0
+        if "ignore" in LABELS[number]:
+            label[:, 10:] = LABELS[number]["ignore"]
+        split = "Tr" if case < CASES else "Ts"
+        for array, path in (
+            (image, folder / f"images{split}" / f"case_{case}_0000.nii.gz"),
+            (label, folder / f"labels{split}" / f"case_{case}.nii.gz"),
+        ):
+            volume = sitk.GetImageFromArray(array)
+            volume.SetSpacing((1.0, 1.0, 1.5))
+            sitk.WriteImage(volume, str(path))
+    description = {
+        "channel_names": {"0": "MRI"},
+        "labels": LABELS[number],
+        "numTraining": CASES,
+        "file_ending": ".nii.gz",
+    }
+    if number == 902:
+        description["regions_class_order"] = [1, 2]
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def dataset_name(number: int) -> str:
+    return f"Dataset{number}_Tiny"
+
+
+class NnUNet:
+    """nnU-Net's commands on one folder, as a person calls them."""
+
+    def __init__(self, root: Path):
+        self.raw, self.preprocessed, self.results = (root / n for n in ("raw", "preprocessed", "results"))
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("nnUNet")},
+            "nnUNet_raw": str(self.raw),
+            "nnUNet_preprocessed": str(self.preprocessed),
+            "nnUNet_results": str(self.results),
+            "nnUNet_n_proc_DA": "1",
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "2",
+        }
+
+    def run(self, command: str, *arguments, returncode=0, timeout=600, **variables) -> str:
+        """Runs a command of this environment and returns what it printed."""
+        executable = Path(sys.executable).parent / command
+        process = subprocess.Popen(
+            [str(executable), *map(str, arguments)],
+            env=self.environment | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        finally:
+            # Workers of a process that died on purpose would outlive it.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        assert process.returncode == returncode, f"{command} {arguments} -> {process.returncode}\n{output[-5000:]}"
+        return output
+
+    def train(self, number: int, trainer: str, *options, configuration="3d_fullres", plans="tinyPlans", **kwargs):
+        """Trains on fold 0 on the CPU; returns the output and the model's folder."""
+        output = self.run(
+            "nnUNetv2_train",
+            number,
+            configuration,
+            0,
+            "-tr",
+            trainer,
+            "-p",
+            plans,
+            "-device",
+            "cpu",
+            *options,
+            **kwargs,
+        )
+        return output, self.results / dataset_name(number) / f"{trainer}__{plans}__{configuration}"
+
+    def predict(self, number: int, trainer: str, out: Path, *, configuration="3d_fullres", plans="tinyPlans", **kwargs):
+        """Predicts the held-out case with fold 0 and returns the label map."""
+        arguments = ["-i", self.raw / dataset_name(number) / "imagesTs", "-o", out, "-d", number, "-f", 0]
+        arguments += ["-tr", trainer, "-p", plans, "-c", configuration, "-device", "cpu", "-npp", 1, "-nps", 1]
+        self.run("nnUNetv2_predict", *arguments, **kwargs)
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"case_{CASES}.nii.gz")))
+
+    def plans(self, number: int, name: str) -> Path:
+        return self.preprocessed / dataset_name(number) / f"{name}.json"
+
+
+def shrink(plans: dict) -> dict:
+    """The plan with a patch of 16 and 4 to 16 features: seconds on a CPU, every trainer's features at work."""
+    plans["plans_name"] = "tinyPlans"
+    for configuration in plans["configurations"].values():
+        if "patch_size" not in configuration:
+            continue
+        rank = len(configuration["patch_size"])
+        configuration["patch_size"] = [16] * rank
+        configuration["batch_size"] = 2
+        configuration["architecture"]["arch_kwargs"].update(
+            n_stages=3,
+            features_per_stage=[4, 8, 16],
+            kernel_sizes=[[3] * rank] * 3,
+            strides=[[1] * rank, [2] * rank, [2] * rank],
+            n_conv_per_stage=[1] * 3,
+            n_conv_per_stage_decoder=[1] * 2,
+        )
+    return plans
+
+
+@pytest.fixture(scope="session")
+def nnunet(tmp_path_factory) -> NnUNet:
+    """Three tiny datasets (labels, regions, ignore label), preprocessed by nnU-Net, with plans for a CPU."""
+    nnunet = NnUNet(tmp_path_factory.mktemp("nnunet"))
+    for number in LABELS:
+        write_dataset(nnunet.raw, number)
+    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", *LABELS, "-c", "2d", "3d_fullres", "-np", 2, 2)
+    for number in LABELS:
+        plans = shrink(json.loads(nnunet.plans(number, "nnUNetPlans").read_text()))
+        nnunet.plans(number, "tinyPlans").write_text(json.dumps(plans))
+    yield nnunet
+    shutil.rmtree(nnunet.preprocessed.parent)
+
+
+@pytest.fixture(scope="session")
+def tiny(nnunet) -> dict[str, str]:
+    """The variable with which nnU-Net finds our trainers, and the tests' own."""
+    return {"nnUNet_extTrainer": os.pathsep.join((SHIM, TINY))}

@@ -1,0 +1,153 @@
+"""A person's commands on tiny data: nnU-Net's own, with our trainers or our plans."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nnunetv2
+import numpy as np
+import pytest
+import torch
+
+from nnunet_deconver.networks.plans import DECONVER, deconver_architecture
+from nnunet_deconver.trainers.schedule import warmup_cosine
+
+pytestmark = pytest.mark.slow
+
+
+def checkpoint(model: Path) -> dict:
+    return torch.load(model / "fold_0" / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+
+
+def deconver_plans(nnunet, number: int, name: str) -> Path:
+    """A plans file that names our network instead of nnU-Net's."""
+    plans = json.loads(nnunet.plans(number, "tinyPlans").read_text())
+    plans["plans_name"] = name
+    for configuration in plans["configurations"].values():
+        configuration["architecture"] = deconver_architecture(configuration["architecture"])
+    path = nnunet.plans(number, name)
+    path.write_text(json.dumps(plans))
+    return path
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_train_predict_evaluate_with_the_variable_alone(nnunet, tiny, tmp_path, configuration):
+    trainer = "nnUNetTrainerDeconverTiny_k5" if configuration == "2d" else "nnUNetTrainerDeconverTiny"
+    _, model = nnunet.train(901, trainer, configuration=configuration, **tiny)
+    assert any(key.endswith("ndc.filter") for key in checkpoint(model)["network_weights"])
+    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
+    assert len(summary["metric_per_case"]) == 1
+
+    prediction = nnunet.predict(901, trainer, tmp_path, configuration=configuration, **tiny)
+    assert prediction.shape == (20, 20, 20)
+    assert set(np.unique(prediction)) <= {0, 1, 2}
+    raw = nnunet.raw / "Dataset901_Tiny"
+    files = ["-djfile", tmp_path / "dataset.json", "-pfile", tmp_path / "plans.json"]
+    nnunet.run("nnUNetv2_evaluate_folder", raw / "labelsTs", tmp_path, *files, "-np", 1)
+    assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"]["TP"] >= 0
+
+
+def test_register_makes_the_commands_find_our_trainers(nnunet, tiny, tmp_path):
+    """On a copy of nnU-Net, so that the installed one stays as it is."""
+    copy = tmp_path / "site" / "nnunetv2"
+    shutil.copytree(nnunetv2.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
+    path = {"PYTHONPATH": str(copy.parent)}
+    plans = json.loads(nnunet.plans(901, "tinyPlans").read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 18, 16]
+    nnunet.plans(901, "oddPlans").write_text(json.dumps(plans | {"plans_name": "oddPlans"}))
+
+    output, _ = nnunet.train(901, "nnUNetTrainerDeconver", returncode=1, **path)
+    assert "Could not find requested nnunet trainer nnUNetTrainerDeconver" in output
+    nnunet.run("nnunet-deconver", "register", **path)
+    # Found, and it says what is wrong with this plan before it makes a folder.
+    output, model = nnunet.train(901, "nnUNetTrainerDeconver", plans="oddPlans", returncode=1, **path)
+    assert "(16, 18, 16) must be divisible by" in output
+    assert not model.exists()
+    nnunet.run("nnunet-deconver", "unregister", **path)
+    output, _ = nnunet.train(901, "nnUNetTrainerDeconver", returncode=1, **path)
+    assert "Could not find requested nnunet trainer nnUNetTrainerDeconver" in output
+
+
+def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnunet, tmp_path):
+    """With no variable set and nothing registered."""
+    deconver_plans(nnunet, 901, "deconverPlans")
+    output, model = nnunet.train(901, "nnUNetTrainer_1epoch", plans="deconverPlans")
+    assert DECONVER in output
+    assert any(key.endswith("ndc.filter") for key in checkpoint(model)["network_weights"])
+    prediction = nnunet.predict(901, "nnUNetTrainer_1epoch", tmp_path, plans="deconverPlans")
+    assert prediction.shape == (20, 20, 20)
+    # 250 iterations solve this task; a network that learns nothing finds nothing
+    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
+    assert summary["foreground_mean"]["Dice"] > 0.5
+
+
+def test_regions(nnunet, tiny, tmp_path):
+    _, model = nnunet.train(902, "nnUNetTrainerDeconverTiny", **tiny)
+    weights = checkpoint(model)["network_weights"]
+    assert weights["decoder.seg_layers.1.weight"].shape[0] == 2  # whole and lesion, no background
+    summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
+    assert set(summary["mean"]) == {"(1, 2)", "2"}
+    assert set(np.unique(nnunet.predict(902, "nnUNetTrainerDeconverTiny", tmp_path, **tiny))) <= {0, 1, 2}
+
+
+def test_ignore_label(nnunet, tiny, tmp_path):
+    _, model = nnunet.train(903, "nnUNetTrainerDeconverTiny", **tiny)
+    weights = checkpoint(model)["network_weights"]
+    assert weights["decoder.seg_layers.1.weight"].shape[0] == 3  # background, organ, lesion
+    assert np.isfinite(checkpoint(model)["logging"]["train_losses"]).all()
+    assert 3 not in np.unique(nnunet.predict(903, "nnUNetTrainerDeconverTiny", tmp_path, **tiny))
+
+
+def test_cascade(nnunet, tiny, tmp_path):
+    """Low resolution first; the second stage reads its predictions as two more channels."""
+    plans = json.loads(nnunet.plans(901, "tinyPlans").read_text())
+    plans["plans_name"] = "cascadePlans"
+    full = plans["configurations"]["3d_fullres"]
+    low = json.loads(json.dumps(full)) | {
+        "data_identifier": "cascadePlans_3d_lowres",
+        "spacing": [s * 1.25 for s in full["spacing"]],
+        "median_image_size_in_voxels": [16, 16, 16],
+        "next_stage": "3d_cascade_fullres",
+    }
+    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"] = {"3d_fullres": full, "3d_lowres": low, "3d_cascade_fullres": cascade}
+    nnunet.plans(901, "cascadePlans").write_text(json.dumps(plans))
+    nnunet.run("nnUNetv2_preprocess", "-d", 901, "-plans_name", "cascadePlans", "-c", "3d_lowres", "-np", 2)
+    trainer = "nnUNetTrainerDeconverTiny"
+    # Every training case needs a prediction of the first stage, which nnU-Net makes for validation cases alone.
+    split = nnunet.preprocessed / "Dataset901_Tiny" / "splits_final.json"
+    before = split.read_text() if split.exists() else None
+    cases = [f"case_{i}" for i in range(5)]
+    split.write_text(json.dumps([{"train": cases, "val": cases}]))
+    try:
+        nnunet.train(901, trainer, configuration="3d_lowres", plans="cascadePlans", **tiny)
+        _, model = nnunet.train(901, trainer, configuration="3d_cascade_fullres", plans="cascadePlans", **tiny)
+    finally:
+        split.unlink()
+        if before is not None:
+            split.write_text(before)
+    assert checkpoint(model)["network_weights"]["encoder.stem.weight"].shape[1] == 3
+
+
+def test_a_killed_training_continues_exactly(nnunet, tiny):
+    """Killed in epoch 25 of 60, continued from epoch 20: the schedule and epoch count of one that was not."""
+    trainer = "nnUNetTrainerDeconverTinyLong"
+    _, model = nnunet.train(901, trainer, TINY_DIES_IN="25", returncode=-9, **tiny)
+    assert not (model / "fold_0" / "checkpoint_final.pth").exists()
+    output, _ = nnunet.train(901, trainer, "--c", **tiny)
+    assert "Epoch 19" not in output
+    assert "Epoch 20" in output
+    final = checkpoint(model)
+    assert final["current_epoch"] == 60
+    assert final["logging"]["lrs"] == pytest.approx([1e-4 * warmup_cosine(epoch, 60) for epoch in range(60)])
+    assert len(final["logging"]["train_losses"]) == 60
+    # 60 epochs of one iteration, none lost and none twice
+    steps = {state["step"].item() for state in final["optimizer_state"]["state"].values()}
+    assert steps == {60}
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(nnunet, tiny):
+    output, model = nnunet.train(901, "nnUNetTrainerDeconverTinyDiverging", returncode=1, **tiny)
+    assert "the training loss became" in output
+    assert "lower it: class attribute learning_rate of nnUNetTrainerDeconverTinyDiverging" in output
+    assert not (model / "fold_0" / "checkpoint_final.pth").exists()

@@ -1,0 +1,84 @@
+import pytest
+
+from nnunet_deconver.networks import Deconver
+from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture
+
+
+def plain(**changes):
+    kwargs = {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 16],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+        "n_conv_per_stage": [2, 2, 2],
+        "n_conv_per_stage_decoder": [2, 2],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": kwargs | changes,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["unet.PlainConvUNet", "unet.ResidualEncoderUNet", "residual_unet.ResidualEncoderUNet"]
+)
+def test_the_topology_is_carried_over(name):
+    entry = plain() | {"network_class_name": f"dynamic_network_architectures.architectures.{name}"}
+    translated = deconver_architecture(entry)
+    network = build_network(translated, 2, 3, deep_supervision=True)
+    assert type(network) is Deconver
+    assert [stage[0].mixer.ndc.kernel_size for stage in network.encoder.stages] == [(1, 3, 3), (3, 3, 3), (3, 3, 3)]
+    assert [stage[0].mixer.ndc.channels for stage in network.encoder.stages] == [4, 8, 16]
+    assert [layer.stride for layer in network.encoder.downsamplings] == [(1, 2, 2), (2, 2, 2)]
+    assert network.encoder.stem.in_channels == 2
+    assert network.decoder.seg_layers[-1].out_channels == 3
+    assert network.decoder.deep_supervision
+
+
+def test_the_kernel_is_replaced_where_it_is_not_flat():
+    translated = deconver_architecture(plain(), kernel_size=5)
+    assert translated["arch_kwargs"]["kernel_sizes"] == [[1, 5, 5], [5, 5, 5], [5, 5, 5]]
+    network = build_network(translated, 1, 2, deep_supervision=False)
+    assert network.encoder.stem.kernel_size == (1, 3, 3)
+
+
+def test_a_plan_that_names_deconver_is_kept():
+    entry = deconver_architecture(plain())
+    entry["arch_kwargs"]["source_ratio"] = 2
+    assert deconver_architecture(entry, kernel_size=5) == entry
+    network = build_network(entry, 1, 2, deep_supervision=False)
+    assert network.encoder.stages[0][0].mixer.ndc.source_channels == 8
+
+
+def test_the_plan_is_not_changed():
+    entry = plain()
+    deconver_architecture(entry, kernel_size=5)
+    assert entry == plain()
+
+
+def test_unknown_networks_are_named():
+    entry = plain() | {"network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM"}
+    with pytest.raises(ValueError, match=r"PrimusM.*PlainConvUNet or ResidualEncoderUNet"):
+        deconver_architecture(entry)
+
+
+def test_a_missing_part_of_the_topology_is_named():
+    entry = plain()
+    del entry["arch_kwargs"]["strides"]
+    with pytest.raises(ValueError, match="lack strides"):
+        deconver_architecture(entry)
+
+
+def test_a_name_that_cannot_be_imported():
+    entry = {"network_class_name": DECONVER, "arch_kwargs": {"conv_op": "torch.nn.Conf3d"}}
+    with pytest.raises(ValueError, match=r"torch\.nn\.Conf3d"):
+        build_network(entry | {"_kw_requires_import": ["conv_op"]}, 1, 2, deep_supervision=False)

@@ -1,0 +1,170 @@
+"""The trainers without training: what they build, set and refuse."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+import nnunet_deconver.trainers as trainers
+from nnunet_deconver.networks import Deconver
+from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
+
+DATASET = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "organ": 1, "lesion": 2},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+
+
+def plans(**configuration):
+    return {
+        "dataset_name": "Dataset900_Test",
+        "plans_name": "testPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "testPlans_3d_fullres",
+                "batch_size": 2,
+                "patch_size": [8, 16, 16],
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {
+                        "n_stages": 3,
+                        "features_per_stage": [4, 8, 16],
+                        "conv_op": "torch.nn.modules.conv.Conv3d",
+                        "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
+                        "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+                        "n_conv_per_stage": [2, 2, 2],
+                        "n_conv_per_stage_decoder": [2, 2],
+                    },
+                    "_kw_requires_import": ["conv_op"],
+                },
+            }
+            | configuration
+        },
+        "continue_training": False,
+    }
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    return tmp_path
+
+
+def make(name, folders, content=None):
+    return getattr(trainers, name)(content or plans(), "3d_fullres", 0, DATASET, device=torch.device("cpu"))
+
+
+def test_every_public_name_is_a_trainer_that_lives_where_it_says():
+    assert {"nnUNetTrainerDeconver", "nnUNetTrainerDeconver_k5", "nnUNetTrainerDeconver_lr1e3"} < set(trainers.__all__)
+    for name in trainers.__all__:
+        trainer = getattr(trainers, name)
+        assert issubclass(trainer, nnUNetTrainer)
+        assert trainer.__name__ == name
+        assert pickle.loads(pickle.dumps(trainer)) is trainer
+        assert trainer.__doc__
+
+
+@pytest.mark.parametrize("family", ["", "_k5", "_lr1e3", "_SGD"])
+@pytest.mark.parametrize("suffix, epochs", [("_1epoch", 1), ("_5epochs", 5), ("_50epochs", 50), ("_250epochs", 250)])
+def test_epoch_variants(folders, family, suffix, epochs):
+    base = make(f"nnUNetTrainerDeconver{family}", folders)
+    variant = make(f"nnUNetTrainerDeconver{family}{suffix}", folders)
+    assert base.num_epochs == 1000
+    assert variant.num_epochs == epochs
+    assert (variant.initial_lr, variant.kernel_size) == (base.initial_lr, base.kernel_size)
+
+
+@pytest.mark.parametrize(
+    "name, rate, decay, optimizer, scheduler",
+    [
+        ("nnUNetTrainerDeconver", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconver_k5", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconver_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconver_SGD", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
+    ],
+)
+def test_recipes(folders, name, rate, decay, optimizer, scheduler):
+    trainer = make(name, folders)
+    trainer.network = torch.nn.Linear(1, 1)
+    chosen, schedule = trainer.configure_optimizers()
+    assert type(chosen) is optimizer
+    assert type(schedule) is scheduler
+    assert (trainer.initial_lr, trainer.weight_decay) == (rate, decay)
+    assert chosen.param_groups[0]["weight_decay"] == decay
+    schedule.step(500)
+    assert 0 < chosen.param_groups[0]["lr"] < rate
+
+
+@pytest.mark.parametrize("name, kernel", [("nnUNetTrainerDeconver", 3), ("nnUNetTrainerDeconver_k5", 5)])
+def test_the_network_is_built_without_an_instance(name, kernel):
+    """As inference does, by nnU-Net's names."""
+    manager = PlansManager(plans())
+    network = getattr(trainers, name).build_network_architecture(
+        plans_manager=manager,
+        configuration_manager=manager.get_configuration("3d_fullres"),
+        num_input_channels=1,
+        num_output_channels=3,
+        enable_deep_supervision=True,
+    )
+    assert type(network) is Deconver
+    assert network.encoder.stages[0][0].mixer.ndc.kernel_size == (1, kernel, kernel)
+    assert [tuple(o.shape) for o in network(torch.zeros(1, 1, 8, 16, 16))] == [(1, 3, 8, 16, 16), (1, 3, 8, 8, 8)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(folders):
+    trainer = make("nnUNetTrainerDeconver", folders)
+    trainer.network = torch.nn.Linear(1, 1)
+    trainer.optimizer, _ = trainer.configure_optimizers()
+    trainer.loss = lambda output, target: output.sum()
+    batch = {"data": torch.ones(1, 1), "target": torch.ones(1, 1), "keys": np.array(["case_7"])}
+    assert np.isfinite(trainer.train_step(batch)["loss"])
+    batch["data"] = torch.full((1, 1), float("nan"))
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 0 .*case_7.*learning rate.*--c"):
+        trainer.train_step(batch)
+
+
+def broken_plans(**change):
+    content = plans()
+    configuration = content["configurations"]["3d_fullres"]
+    configuration["patch_size"] = change.pop("patch_size", configuration["patch_size"])
+    configuration["architecture"]["network_class_name"] = change.pop(
+        "network_class_name", configuration["architecture"]["network_class_name"]
+    )
+    configuration["architecture"]["arch_kwargs"] |= change
+    return content
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"network_class_name": "some.where.Swin"}, "some.where.Swin"),
+        ({"patch_size": [8, 18, 16]}, r"\(8, 18, 16\) must be divisible by .*\(2, 4, 4\)"),
+        ({"patch_size": [16, 16]}, "3 spatial axes"),
+        ({"conv_op": "torch.nn.Conv2d"}, "kernel_sizes must have 2"),
+        ({"kernel_sizes": [[2, 2, 2]] * 3}, "odd"),
+        ({"network_class_name": "nnunet_deconver.networks.Deconver", "ndc_groups": 3}, "groups = 3"),
+    ],
+    ids=str,
+)
+def test_plans_that_do_not_fit_leave_nothing_behind(folders, change, message):
+    with pytest.raises(ValueError, match=message):
+        make("nnUNetTrainerDeconver", folders, broken_plans(**change))
+    assert not list(folders.iterdir())
+
+
+def test_plans_survive_the_check(folders):
+    content = plans()
+    make("nnUNetTrainerDeconver", folders, content)
+    expected = plans()
+    del expected["continue_training"]
+    assert json.dumps(content) == json.dumps(expected)
