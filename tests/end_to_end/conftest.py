@@ -1,5 +1,6 @@
 """Tiny datasets and nnU-Net's own commands."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -94,10 +95,8 @@ class NnUNet:
             output, _ = process.communicate(timeout=timeout)
         finally:
             # Workers of a process that died on purpose would outlive it.
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         assert process.returncode == returncode, f"{command} {arguments} -> {process.returncode}\n{output[-5000:]}"
         return output
 
@@ -156,7 +155,9 @@ def nnunet(tmp_path_factory) -> NnUNet:
     nnunet = NnUNet(tmp_path_factory.mktemp("nnunet"))
     for number in LABELS:
         write_dataset(nnunet.raw, number)
-    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", *LABELS, "-c", "2d", "3d_fullres", "-np", 2, 2)
+    one_process = ["-npfp", 1, "-np", 1]
+    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", 901, "-c", "2d", "3d_fullres", *one_process, 1)
+    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", 902, 903, "-c", "3d_fullres", *one_process)
     for number in LABELS:
         plans = shrink(json.loads(nnunet.plans(number, "nnUNetPlans").read_text()))
         nnunet.plans(number, "tinyPlans").write_text(json.dumps(plans))

@@ -1,0 +1,31 @@
+# Every target sets itself up: a virtual environment in .venv with the project and nnU-Net in it.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/nnunet-deconver demo $(ARGS)
+
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: $(VENV)/installed
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo_output
