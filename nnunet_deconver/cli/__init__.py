@@ -1,0 +1,41 @@
+"""The `nnunet-deconver` command.
+
+Each subcommand module has `add_parser(subparsers)`, which sets the default `run`: a function of the parsed arguments
+that returns the exit code, or None for 0. They import torch and nnU-Net inside functions, so that `--help` and
+`trainer-path`, which shells call at start-up, answer at once.
+"""
+
+import argparse
+import sys
+
+from nnunet_deconver import __version__
+from nnunet_deconver.cli import demo, list_trainers, register, status, trainer_path
+from nnunet_deconver.cli.errors import CommandError
+
+SUBCOMMANDS = (register, status, trainer_path, list_trainers, demo)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: what follows the command's name; None for those of this process.
+
+    Returns:
+        The exit code: 2 for an error the user can mend, 130 after an interrupt, else the subcommand's own.
+    """
+    parser = argparse.ArgumentParser(
+        prog="nnunet-deconver", description="Deconver, DTC and NeRD for nnU-Net v2: set-up and first steps."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except CommandError as error:
+        print(f"nnunet-deconver: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

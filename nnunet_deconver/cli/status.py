@@ -1,0 +1,149 @@
+"""`nnunet-deconver status`: what is installed where, and whether nnU-Net finds this package's trainers."""
+
+import argparse
+import io
+import os
+import platform
+import traceback
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import nnunet_deconver
+from nnunet_deconver.cli.nnunet import installed_version, nnunetv2_folders, nnunetv2_problem
+from nnunet_deconver.cli.register import registration
+from nnunet_deconver.cli.trainer_path import VARIABLE, export_line, external_folders, shim_folder
+
+VARIABLES = {
+    "nnUNet_raw": "the raw datasets; planning and preprocessing need it",
+    "nnUNet_preprocessed": "preprocessed data and plans; planning, preprocessing and training need it",
+    "nnUNet_results": "trained models; training and prediction need it",
+    VARIABLE: "folders with more trainers; only for trainers that are not registered",
+}
+
+STATES = {
+    "missing": "no",
+    "current": "yes: {path}",
+    "outdated": "by another version of nnunet-deconver (to update, run: nnunet-deconver register): {path}",
+    "foreign": "no; a file not written by nnunet-deconver is in the way: {path}",
+}
+
+# Any of the trainers would do: nnU-Net finds all or none.
+TRAINER = "nnUNetTrainerDeconver"
+
+
+def find_trainer(name: str) -> type | Exception:
+    """Asks nnU-Net for a trainer, as nnUNetv2_train does.
+
+    Returns:
+        The class, or the exception that the search ended in: every module in nnU-Net's reach is imported on the way,
+        so it can be any.
+    """
+    try:
+        # The search prints as it goes, and so may what it imports.
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+            return recursive_find_trainer_class_by_name(name)
+    except Exception as error:
+        return error
+
+
+def is_ours(found: type | Exception | None) -> bool:
+    """Whether what `find_trainer` returned is a class of this package."""
+    return isinstance(found, type) and found.__module__.split(".")[0] == nnunet_deconver.__name__
+
+
+def remedy(found: type | Exception, root: Path) -> str:
+    """What to do when nnU-Net does not find this package's trainers.
+
+    Args:
+        found: what nnU-Net found instead, from `find_trainer`.
+        root: folder of the package nnunetv2.
+    """
+    files = registration(root)
+    states = {state for _, _, state in files}
+    registered = states == {"current"}
+    can_register = "foreign" not in states and all(os.access(path.parent, os.W_OK) for path, _, _ in files)
+    exported = shim_folder() in [folder.resolve() for folder in external_folders()]
+    if isinstance(found, Exception) and (registered or exported):
+        place = traceback.extract_tb(found.__traceback__)[-1]
+        return f"mend the error above, which nnU-Net meets in {place.filename}, line {place.lineno}"
+    if can_register and not registered:
+        return "run: nnunet-deconver register"
+    if not registered and not exported:
+        return f"run: {export_line()}"
+    return f"rename or remove the other {TRAINER}, in {found.__module__}: nnU-Net comes to it first"
+
+
+def report(problem: str | None, found: type | Exception | None) -> Iterator[str]:
+    """The lines to print, without the verdict.
+
+    Args:
+        problem: from `nnunetv2_problem`.
+        found: from `find_trainer`; None if nnU-Net was not asked.
+    """
+
+    def line(label: str, value: str) -> str:
+        return f"{label:<20} {value}"
+
+    folders = nnunetv2_folders()
+    yield line("python", platform.python_version())
+    yield line("nnunet-deconver", f"{nnunet_deconver.__version__} at {Path(nnunet_deconver.__file__).parent}")
+    version = installed_version("nnunetv2") or "version unknown"
+    yield line("nnunetv2", f"{version} at {folders[0]}" if folders else "not installed")
+    torch_version, device = _torch()
+    yield line("torch", torch_version)
+    yield line("CUDA device", device)
+    if folders:
+        for path, _, state in registration(folders[0]):
+            yield line("registered", STATES[state].format(path=path))
+    for name, purpose in VARIABLES.items():
+        yield line(name, _variable(name, purpose))
+    if problem:
+        yield line("nnU-Net finds", "not asked")
+    elif isinstance(found, type):
+        yield line("nnU-Net finds", f"{found.__name__} in {found.__module__}")
+    else:
+        yield line("nnU-Net finds", f"no {TRAINER}: {type(found).__name__}: {found}")
+
+
+def _torch() -> tuple[str, str]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        return f"cannot be imported: {error}", "none"
+    return torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def _variable(name: str, purpose: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        return f"not set ({purpose})"
+    folders = external_folders() if name == VARIABLE else [Path(value)]
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    return f"{value} (no such folder: {', '.join(missing)})" if missing else value
+
+
+def add_parser(subparsers: argparse._SubParsersAction):
+    """Adds the subcommand `status`."""
+    parser = subparsers.add_parser(
+        "status",
+        help="show what is installed and whether nnU-Net finds the trainers",
+        description="Shows versions, folders and variables, and asks nnU-Net for a trainer of this package. "
+        "Exits with 1, and says what to do, if nnU-Net would not find it.",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report; returns 0 if nnU-Net finds this package's trainers, else 1."""
+    problem = nnunetv2_problem()
+    found = None if problem else find_trainer(TRAINER)
+    print("\n".join(report(problem, found)))
+    if is_ours(found):
+        print("\nnnU-Net finds the trainers of nnunet-deconver.")
+        return 0
+    print("\nnnU-Net does not find the trainers of nnunet-deconver.")
+    print(problem or remedy(found, nnunetv2_folders()[0]))
+    return 1
