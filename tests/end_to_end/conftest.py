@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -77,26 +78,28 @@ class NnUNet:
             "nnUNet_results": str(self.results),
             "nnUNet_n_proc_DA": "1",
             "nnUNet_def_n_proc": "1",
-            "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
 
     def run(self, command: str, *arguments, returncode=0, timeout=600, **variables) -> str:
         """Runs a command of this environment and returns what it printed."""
         executable = Path(sys.executable).parent / command
-        process = subprocess.Popen(
-            [str(executable), *map(str, arguments)],
-            env=self.environment | variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        finally:
-            # Workers of a process that died on purpose would outlive it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        # Into a file: workers of a process that died on purpose outlive it and would keep a pipe open.
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(
+                [str(executable), *map(str, arguments)],
+                env=self.environment | variables,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                process.wait(timeout)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            log.seek(0)
+            output = log.read()
         assert process.returncode == returncode, f"{command} {arguments} -> {process.returncode}\n{output[-5000:]}"
         return output
 

@@ -29,6 +29,7 @@ class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
     def on_train_start(self):
         super().on_train_start()
         self.save_every = 10
+        self.logger.plot_progress_png = lambda folder: None  # takes longer than an epoch here
 
     def train_step(self, batch):
         outputs = super().train_step(batch)
