@@ -1,6 +1,19 @@
 """The layers of the papers."""
 
 from nnunet_deconver.layers.deconver_block import DeconverBlock, DeconvMixer
+from nnunet_deconver.layers.deformable_transposed_convolution import (
+    DeformableTransposedConvolution,
+    LinearUpsampling,
+)
+from nnunet_deconver.layers.dysample import DySample, DySampleUpsampling
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
 
-__all__ = ["DeconvMixer", "DeconverBlock", "NonnegativeDeconvolution"]
+__all__ = [
+    "DeconvMixer",
+    "DeconverBlock",
+    "DeformableTransposedConvolution",
+    "DySample",
+    "DySampleUpsampling",
+    "LinearUpsampling",
+    "NonnegativeDeconvolution",
+]
