@@ -6,6 +6,7 @@ from nnunet_deconver.layers.deformable_transposed_convolution import (
     LinearUpsampling,
 )
 from nnunet_deconver.layers.dysample import DySample, DySampleUpsampling
+from nnunet_deconver.layers.nerd import NeRDc, NeRDm
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "DySample",
     "DySampleUpsampling",
     "LinearUpsampling",
+    "NeRDc",
+    "NeRDm",
     "NonnegativeDeconvolution",
 ]
