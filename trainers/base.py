@@ -6,17 +6,21 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_deconver.networks.plans import build_network
+from nnunet_deconver.networks.plans import build_network, with_axes
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
 class ArchitectureTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with the network of `architecture`, and stopping at the first loss that is not finite.
+    """nnU-Net's trainer with a network of this package, and stopping at the first loss that is not finite.
 
-    Class attributes set what nnU-Net sets in its constructor; None keeps nnU-Net's value.
+    Class attributes set the axes of the network (see `networks.axes`; None leaves them to the plans) and what nnU-Net
+    sets in its constructor (None keeps nnU-Net's value).
     """
+
+    upsampling: dict | None = None
+    segmentation_head: dict | None = None
 
     epochs: int | None = None
     iterations_per_epoch: int | None = None
@@ -45,7 +49,7 @@ class ArchitectureTrainer(nnUNetTrainer):
     @classmethod
     def architecture(cls, architecture: dict) -> dict:
         """The architecture entry this trainer builds, given the one of the plans."""
-        raise NotImplementedError
+        return with_axes(architecture, upsampling=cls.upsampling, segmentation_head=cls.segmentation_head)
 
     @classmethod
     def check_plans(cls, plans: dict, configuration: str):
@@ -76,6 +80,17 @@ class ArchitectureTrainer(nnUNetTrainer):
             num_output_channels,
             deep_supervision=enable_deep_supervision,
         )
+
+    def initialize(self):
+        """Initialises as nnU-Net does.
+
+        Raises:
+            ValueError: if a layer of the network cannot be trained on the device.
+        """
+        super().initialize()
+        for module in self.network.modules():
+            if hasattr(module, "check_device"):
+                module.check_device(self.device)
 
     def train_step(self, batch: dict) -> dict:
         """One iteration, as nnU-Net's.
@@ -108,6 +123,14 @@ class AdamWRecipe:
         return optimizer, WarmupCosineScheduler(optimizer, self.initial_lr, self.num_epochs)
 
 
+def with_epoch_variants(*trainers: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:
+    """The trainers and all their epoch variants by name, to be put into the namespace of their module."""
+    named = {trainer.__name__: trainer for trainer in trainers}
+    for trainer in trainers:
+        named |= epoch_variants(trainer)
+    return named
+
+
 def epoch_variants(trainer: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:
     """The trainer in nnU-Net's usual lengths: `<name>_1epoch`, `<name>_5epochs`, ...
 
@@ -115,7 +138,7 @@ def epoch_variants(trainer: type[ArchitectureTrainer]) -> dict[str, type[Archite
         trainer: the trainer that the variants derive from.
 
     Returns:
-        Classes by name, in the trainer's module, to be put into its namespace (checkpoints name classes).
+        Classes by name, of the trainer's module (checkpoints name classes).
     """
     variants = {}
     for epochs in EPOCHS:

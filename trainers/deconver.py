@@ -1,7 +1,7 @@
 """Trainers of Deconver."""
 
 from nnunet_deconver.networks.plans import deconver_architecture
-from nnunet_deconver.trainers.base import AdamWRecipe, ArchitectureTrainer, epoch_variants
+from nnunet_deconver.trainers.base import AdamWRecipe, ArchitectureTrainer, with_epoch_variants
 
 
 class DeconverTrainer(ArchitectureTrainer):
@@ -12,7 +12,7 @@ class DeconverTrainer(ArchitectureTrainer):
     @classmethod
     def architecture(cls, architecture: dict) -> dict:
         """Deconver with the plan's topology; a plan that names Deconver is used as it is."""
-        return deconver_architecture(architecture, kernel_size=cls.kernel_size)
+        return super().architecture(deconver_architecture(architecture, kernel_size=cls.kernel_size))
 
 
 class nnUNetTrainerDeconver(AdamWRecipe, DeconverTrainer):
@@ -35,13 +35,30 @@ class nnUNetTrainerDeconver_SGD(DeconverTrainer):
     """Deconver with nnU-Net's own recipe (SGD 1e-2, polynomial decay), for comparison."""
 
 
-_FAMILY = (
+class nnUNetTrainerDeconverDTC(nnUNetTrainerDeconver):
+    """Deconver with deformable transposed convolutions, receptive field 2."""
+
+    upsampling = {"name": "dtc"}
+
+
+class nnUNetTrainerDeconverNeRDc(nnUNetTrainerDeconver):
+    """Deconver with heads whose classifier depends on the position in the patch."""
+
+    segmentation_head = {"name": "nerdc"}
+
+
+class nnUNetTrainerDeconverDTCNeRDc(nnUNetTrainerDeconverDTC, nnUNetTrainerDeconverNeRDc):
+    """Deconver with deformable transposed convolutions and NeRDc heads."""
+
+
+_TRAINERS = with_epoch_variants(
     nnUNetTrainerDeconver,
     nnUNetTrainerDeconver_k5,
     nnUNetTrainerDeconver_lr1e3,
     nnUNetTrainerDeconver_SGD,
+    nnUNetTrainerDeconverDTC,
+    nnUNetTrainerDeconverNeRDc,
+    nnUNetTrainerDeconverDTCNeRDc,
 )
-for _trainer in _FAMILY:
-    globals().update(epoch_variants(_trainer))
-
-__all__ = [name for name in globals() if name.startswith("nnUNetTrainerDeconver")]
+globals().update(_TRAINERS)
+__all__ = [*_TRAINERS]

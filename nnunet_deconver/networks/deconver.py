@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nnunet_deconver.layers import DeconverBlock
+from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
 
 _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
 _RANKS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -45,6 +46,8 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         source_ratio: channels of the NDC source per channel.
         ndc_groups: groups of the NDC; None for one per channel.
         mlp_ratio: channels inside the MLP per channel.
+        upsampling: entry of the axis, see `networks.axes`; None for transposed convolutions.
+        segmentation_head: entry of the axis; None for 1x1 convolutions.
         n_conv_per_stage: unused, see above.
         n_conv_per_stage_decoder: unused.
         conv_bias: unused.
@@ -75,6 +78,8 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         source_ratio: float = 4,
         ndc_groups: int | None = None,
         mlp_ratio: float = 4,
+        upsampling: dict | None = None,
+        segmentation_head: dict | None = None,
         n_conv_per_stage=None,
         n_conv_per_stage_decoder=None,
         conv_bias=None,
@@ -107,6 +112,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         self.decoder = DeconverDecoder(
             features, conv_op, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
         )
+        replace_axes(self.decoder, upsampling, segmentation_head)
         # Where tools that transfer weights between networks of this family find their parts.
         self.key_to_encoder = "encoder.stages"
         self.key_to_stem = "encoder.stem"
@@ -130,9 +136,8 @@ class Deconver(AbstractDynamicNetworkArchitectures):
             ValueError: if `input_size` has not one entry per spatial axis, or the strides do not divide it.
         """
         self.encoder.check_input_size(input_size)
-        return self.encoder.compute_conv_feature_map_size(input_size) + self.decoder.compute_conv_feature_map_size(
-            input_size
-        )
+        sizes = sizes_per_stage(input_size, self.encoder.strides)
+        return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
 
     @staticmethod
     def initialize(module: nn.Module):
@@ -198,20 +203,10 @@ class DeconverEncoder(nn.Module):
                 "change patch_size or strides in the plans"
             )
 
-    def sizes(self, input_size: Sequence[int]) -> list[list[int]]:
-        """Spatial size of each stage's features."""
-        sizes, size = [], input_size
-        for stride in self.strides:
-            size = [s // t for s, t in zip(size, stride, strict=True)]
-            sizes.append(size)
-        return sizes
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """See `Deconver.compute_conv_feature_map_size`."""
+    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
+        """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
         total = np.int64(0)
-        for entry, stage, size in zip(
-            [self.stem, *self.downsamplings], self.stages, self.sizes(input_size), strict=True
-        ):
+        for entry, stage, size in zip([self.stem, *self.downsamplings], self.stages, sizes, strict=True):
             channels = entry.out_channels + sum(block.feature_channels() for block in stage)
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
         return total
@@ -233,7 +228,8 @@ class DeconverDecoder(nn.Module):
     ):
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.strides = strides
+        self.features = features[:-1]
+        self.num_classes = num_classes
         levels = range(len(features) - 2, -1, -1)
         self.transpconvs = nn.ModuleList(
             _TRANSPOSED[conv_op](features[level + 1], features[level], strides[level + 1], strides[level + 1])
@@ -260,19 +256,16 @@ class DeconverDecoder(nn.Module):
                 outputs.append(self.seg_layers[i](x))
         return outputs[::-1] if self.deep_supervision else outputs[0]
 
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """See `Deconver.compute_conv_feature_map_size`."""
+    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
+        """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
         total = np.int64(0)
-        size = input_size
-        for i, stride in enumerate(self.strides[:-1]):
-            size = [s // t for s, t in zip(size, stride, strict=True)]
-            stage = len(self.stages) - 1 - i
-            channels = 2 * self.projections[stage].out_channels  # upsampling and projection
-            channels += sum(block.feature_channels() for block in self.stages[stage])
-            if self.deep_supervision or i == 0:
-                channels += self.seg_layers[stage].out_channels
+        for level, (features, size) in enumerate(zip(self.features, sizes[:-1], strict=True)):
+            # upsampling, projection, blocks
+            channels = 2 * features + sum(block.feature_channels() for block in self.stages[-1 - level])
+            if self.deep_supervision or level == 0:
+                channels += self.num_classes
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
-        return total
+        return total + axes_feature_map_size(self, sizes, self.features, self.num_classes)
 
 
 def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dict) -> nn.Sequential:

@@ -9,18 +9,22 @@ from collections.abc import Sequence
 
 from torch import nn
 
-DECONVER = "nnunet_deconver.networks.Deconver"
+from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+
+PACKAGE = "nnunet_deconver.networks"
+DECONVER = f"{PACKAGE}.Deconver"
 
 # What a network's topology consists of; the rest describes the blocks of the network the plan was made for.
 _TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-_TRANSLATABLE = ("PlainConvUNet", "ResidualEncoderUNet")
+_NNUNETS = ("PlainConvUNet", "ResidualEncoderUNet")
+_AXES = (UPSAMPLINGS, SEGMENTATION_HEADS)
 
 
 def deconver_architecture(architecture: dict, *, kernel_size: int | None = None) -> dict:
     """The architecture entry of a Deconver with the topology of `architecture`.
 
-    Stages, strides, kernels and features are carried over from PlainConvUNet and ResidualEncoderUNet; an entry that
-    already names Deconver is kept as it is.
+    Stages, strides, kernels, features and axes are carried over from PlainConvUNet and ResidualEncoderUNet; an entry
+    that already names Deconver is kept as it is.
 
     Args:
         architecture: entry with `network_class_name`, `arch_kwargs` and `_kw_requires_import`.
@@ -33,16 +37,17 @@ def deconver_architecture(architecture: dict, *, kernel_size: int | None = None)
     name = architecture["network_class_name"]
     if name == DECONVER:
         return architecture
-    if name.rpartition(".")[-1] not in _TRANSLATABLE:
+    if name.rpartition(".")[-1] not in _NNUNETS:
         raise ValueError(
             f"the plans name the network {name}, whose topology cannot be carried over to Deconver; use plans of "
-            f"{' or '.join(_TRANSLATABLE)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
+            f"{' or '.join(_NNUNETS)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
         )
     arch_kwargs = architecture["arch_kwargs"]
     missing = [key for key in _TOPOLOGY if key not in arch_kwargs]
     if missing:
         raise ValueError(f"the plans' arch_kwargs of {name} lack {', '.join(missing)}, which Deconver needs")
     topology = {key: arch_kwargs[key] for key in _TOPOLOGY}
+    topology |= {axis.argument: arch_kwargs[axis.argument] for axis in _AXES if axis.argument in arch_kwargs}
     if kernel_size is not None:
         topology["kernel_sizes"] = [_replaced_kernel(kernel, kernel_size) for kernel in topology["kernel_sizes"]]
     return {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
@@ -52,6 +57,42 @@ def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | lis
     if isinstance(kernel, int):
         return kernel if kernel == 1 else kernel_size
     return [k if k == 1 else kernel_size for k in kernel]
+
+
+def with_axes(architecture: dict, *, upsampling: dict | None = None, segmentation_head: dict | None = None) -> dict:
+    """The architecture entry of the same network with an upsampling and a segmentation head.
+
+    nnU-Net's networks become the ones here, which are the same but for the axes.
+
+    Args:
+        architecture: entry of PlainConvUNet, ResidualEncoderUNet or a network here.
+        upsampling: entry of the axis, see `networks.axes`; None leaves what the entry has.
+        segmentation_head: likewise.
+
+    Raises:
+        ValueError: if the network has no axes, or the entry already names another choice.
+    """
+    chosen = {"upsampling": upsampling, "segmentation_head": segmentation_head}
+    chosen = {argument: entry for argument, entry in chosen.items() if entry is not None}
+    if not chosen:
+        return architecture
+    name = architecture["network_class_name"]
+    if not name.startswith(f"{PACKAGE}."):
+        if name.rpartition(".")[-1] not in _NNUNETS:
+            raise ValueError(
+                f"the plans name the network {name}, which has no {' or '.join(chosen)} to choose; use plans of "
+                f"{' or '.join(_NNUNETS)} (nnUNetv2_plan_experiment), or plans that name a network of {PACKAGE}"
+            )
+        name = f"{PACKAGE}.{name.rpartition('.')[-1]}"
+    arch_kwargs = architecture["arch_kwargs"]
+    for argument, entry in chosen.items():
+        planned = arch_kwargs.get(argument)
+        if planned is not None and planned != entry:
+            raise ValueError(
+                f"the plans have {argument} {planned}, the trainer {entry}; take a trainer that leaves it to the "
+                "plans (nnUNetTrainer, nnUNetTrainerDeconver), or plans that leave it to the trainer"
+            )
+    return architecture | {"network_class_name": name, "arch_kwargs": arch_kwargs | chosen}
 
 
 def build_network(architecture: dict, input_channels: int, num_classes: int, *, deep_supervision: bool) -> nn.Module:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_deconver.networks.plans import DECONVER, deconver_architecture
+from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, with_axes
 from nnunet_deconver.trainers.schedule import warmup_cosine
 
 pytestmark = pytest.mark.slow
@@ -19,12 +19,12 @@ def checkpoint(model: Path) -> dict:
     return torch.load(model / "fold_0" / "checkpoint_final.pth", map_location="cpu", weights_only=False)
 
 
-def deconver_plans(nnunet, number: int, name: str) -> Path:
+def deconver_plans(nnunet, number: int, name: str, **axes) -> Path:
     """A plans file that names our network instead of nnU-Net's."""
     plans = json.loads(nnunet.plans(number, "tinyPlans").read_text())
     plans["plans_name"] = name
     for configuration in plans["configurations"].values():
-        configuration["architecture"] = deconver_architecture(configuration["architecture"])
+        configuration["architecture"] = with_axes(deconver_architecture(configuration["architecture"]), **axes)
     path = nnunet.plans(number, name)
     path.write_text(json.dumps(plans))
     return path
@@ -69,16 +69,28 @@ def test_register_makes_the_commands_find_our_trainers(nnunet, tiny, tmp_path):
 
 
 def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnunet, tmp_path):
-    """With no variable set and nothing registered."""
-    deconver_plans(nnunet, 901, "deconverPlans")
+    """Deconver + DTC + NeRDc, with no variable set and nothing registered."""
+    axes = {"upsampling": {"name": "dtc", "receptive_field": "inf"}, "segmentation_head": {"name": "nerdc"}}
+    deconver_plans(nnunet, 901, "deconverPlans", **axes)
     output, model = nnunet.train(901, "nnUNetTrainer_1epoch", plans="deconverPlans")
     assert DECONVER in output
-    assert any(key.endswith("ndc.filter") for key in checkpoint(model)["network_weights"])
+    weights = checkpoint(model)["network_weights"]
+    for part in ("ndc.filter", "transpconvs.0.offset.weight", "seg_layers.0.classifier.weight"):
+        assert any(key.endswith(part) for key in weights), part
     prediction = nnunet.predict(901, "nnUNetTrainer_1epoch", tmp_path, plans="deconverPlans")
     assert prediction.shape == (20, 20, 20)
     # 250 iterations solve this task; a network that learns nothing finds nothing
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
     assert summary["foreground_mean"]["Dice"] > 0.5
+
+
+@pytest.mark.parametrize("trainer, configuration", [("DTC", "3d_fullres"), ("NeRDm", "2d"), ("NeRDc", "3d_fullres")])
+def test_trainers_of_the_axes(nnunet, tiny, tmp_path, trainer, configuration):
+    trainer = f"nnUNetTrainer{trainer}Tiny"
+    _, model = nnunet.train(901, trainer, configuration=configuration, **tiny)
+    assert json.loads((model / "fold_0" / "validation" / "summary.json").read_text())["metric_per_case"]
+    prediction = nnunet.predict(901, trainer, tmp_path, configuration=configuration, **tiny)
+    assert prediction.shape == (20, 20, 20)
 
 
 def test_regions(nnunet, tiny, tmp_path):

@@ -1,7 +1,8 @@
 import pytest
 
-from nnunet_deconver.networks import Deconver
-from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture
+from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc
+from nnunet_deconver.networks import Deconver, PlainConvUNet
+from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture, with_axes
 
 
 def plain(**changes):
@@ -82,3 +83,40 @@ def test_a_name_that_cannot_be_imported():
     entry = {"network_class_name": DECONVER, "arch_kwargs": {"conv_op": "torch.nn.Conf3d"}}
     with pytest.raises(ValueError, match=r"torch\.nn\.Conf3d"):
         build_network(entry | {"_kw_requires_import": ["conv_op"]}, 1, 2, deep_supervision=False)
+
+
+def test_axes_are_added_to_nnunets_network():
+    entry = with_axes(plain(), upsampling={"name": "dtc", "receptive_field": 4}, segmentation_head={"name": "nerdc"})
+    network = build_network(entry, 1, 2, deep_supervision=False)
+    assert type(network) is PlainConvUNet
+    assert all(type(layer) is DeformableTransposedConvolution for layer in network.decoder.transpconvs)
+    assert {layer.receptive_field for layer in network.decoder.transpconvs} == {4}
+    assert [layer.stride for layer in network.decoder.transpconvs] == [(2, 2, 2), (1, 2, 2)]
+    assert all(type(layer) is NeRDc for layer in network.decoder.seg_layers)
+    assert entry["arch_kwargs"]["n_conv_per_stage"] == [2, 2, 2]
+
+
+def test_without_a_choice_the_plan_stays_as_it_is():
+    assert with_axes(plain()) == plain()
+    chosen = with_axes(plain(), upsampling={"name": "dtc"})
+    assert with_axes(chosen, upsampling={"name": "dtc"}) == chosen
+
+
+def test_deconver_takes_over_the_axes_of_the_plan():
+    entry = deconver_architecture(with_axes(plain(), segmentation_head={"name": "nerdc"}))
+    network = build_network(with_axes(entry, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
+    assert type(network) is Deconver
+    assert type(network.decoder.seg_layers[0]) is NeRDc
+    assert type(network.decoder.transpconvs[0]) is DeformableTransposedConvolution
+
+
+def test_a_plan_and_a_trainer_that_disagree():
+    chosen = with_axes(plain(), upsampling={"name": "linear"})
+    with pytest.raises(ValueError, match=r"the plans have upsampling \{'name': 'linear'\}, the trainer"):
+        with_axes(chosen, upsampling={"name": "dtc"})
+
+
+def test_networks_without_axes_are_named():
+    entry = plain() | {"network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM"}
+    with pytest.raises(ValueError, match="PrimusM, which has no upsampling to choose"):
+        with_axes(entry, upsampling={"name": "dtc"})

@@ -11,7 +11,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_deconver.trainers as trainers
-from nnunet_deconver.networks import Deconver
+from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm
+from nnunet_deconver.networks import Deconver, PlainConvUNet
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
 
 DATASET = {
@@ -91,6 +92,9 @@ def test_epoch_variants(folders, family, suffix, epochs):
         ("nnUNetTrainerDeconver_k5", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
         ("nnUNetTrainerDeconver_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
         ("nnUNetTrainerDeconver_SGD", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
+        ("nnUNetTrainerDeconverDTCNeRDc", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDTC", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
+        ("nnUNetTrainerNeRDc", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
     ],
 )
 def test_recipes(folders, name, rate, decay, optimizer, scheduler):
@@ -119,6 +123,49 @@ def test_the_network_is_built_without_an_instance(name, kernel):
     assert type(network) is Deconver
     assert network.encoder.stages[0][0].mixer.ndc.kernel_size == (1, kernel, kernel)
     assert [tuple(o.shape) for o in network(torch.zeros(1, 1, 8, 16, 16))] == [(1, 3, 8, 16, 16), (1, 3, 8, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    "name, backbone, receptive_field, head",
+    [
+        ("nnUNetTrainerDTC", PlainConvUNet, 2, None),
+        ("nnUNetTrainerDTC_rf1", PlainConvUNet, 1, None),
+        ("nnUNetTrainerDTC_rf4", PlainConvUNet, 4, None),
+        ("nnUNetTrainerDTC_rf10_50epochs", PlainConvUNet, 10, None),
+        ("nnUNetTrainerDTC_rfinf", PlainConvUNet, float("inf"), None),
+        ("nnUNetTrainerNeRDm", PlainConvUNet, None, NeRDm),
+        ("nnUNetTrainerNeRDc_5epochs", PlainConvUNet, None, NeRDc),
+        ("nnUNetTrainerDeconverDTC", Deconver, 2, None),
+        ("nnUNetTrainerDeconverNeRDc", Deconver, None, NeRDc),
+        ("nnUNetTrainerDeconverDTCNeRDc_250epochs", Deconver, 2, NeRDc),
+    ],
+)
+def test_axes(name, backbone, receptive_field, head):
+    manager = PlansManager(plans())
+    network = getattr(trainers, name).build_network_architecture(
+        manager, manager.get_configuration("3d_fullres"), 1, 3, False
+    )
+    assert type(network) is backbone
+    upsamplings = list(network.decoder.transpconvs)
+    if receptive_field is None:
+        assert {type(layer) for layer in upsamplings} == {torch.nn.ConvTranspose3d}
+    else:
+        assert {type(layer) for layer in upsamplings} == {DeformableTransposedConvolution}
+        assert {layer.receptive_field for layer in upsamplings} == {receptive_field}
+    assert {type(layer) for layer in network.decoder.seg_layers} == {head or torch.nn.Conv3d}
+
+
+def test_a_device_that_lacks_an_operation_is_named_before_training(folders, monkeypatch):
+    trainer = make("nnUNetTrainerDTC", folders)
+    network = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 3, True)
+    monkeypatch.setattr(nnUNetTrainer, "initialize", lambda self: setattr(self, "network", network))
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("no kernel here")
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", refuse)
+    with pytest.raises(ValueError, match=r"grid_sample in 3 dimensions.*no kernel here"):
+        trainer.initialize()
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(folders):

@@ -3,7 +3,13 @@
 import os
 import signal
 
-from nnunet_deconver.trainers import nnUNetTrainerDeconver, nnUNetTrainerDeconver_k5
+from nnunet_deconver.trainers import (
+    nnUNetTrainerDeconver,
+    nnUNetTrainerDeconver_k5,
+    nnUNetTrainerDTC,
+    nnUNetTrainerNeRDc,
+    nnUNetTrainerNeRDm,
+)
 
 
 class _Tiny:
@@ -17,6 +23,18 @@ class nnUNetTrainerDeconverTiny(_Tiny, nnUNetTrainerDeconver):
 
 
 class nnUNetTrainerDeconverTiny_k5(_Tiny, nnUNetTrainerDeconver_k5):
+    pass
+
+
+class nnUNetTrainerDTCTiny(_Tiny, nnUNetTrainerDTC):
+    pass
+
+
+class nnUNetTrainerNeRDmTiny(_Tiny, nnUNetTrainerNeRDm):
+    pass
+
+
+class nnUNetTrainerNeRDcTiny(_Tiny, nnUNetTrainerNeRDc):
     pass
 
 

@@ -1,0 +1,55 @@
+"""nnU-Net's own networks with the two axes.
+
+With both axes at their defaults they are nnU-Net's: same parameters under the same names, same function.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from dynamic_network_architectures.architectures import unet
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
+
+
+class _WithAxes:
+    """Adds the axes to a network of dynamic-network-architectures.
+
+    Args:
+        *args: the network's own.
+        upsampling: entry of the axis (see `networks.axes`); None for transposed convolutions.
+        segmentation_head: entry of the axis; None for 1x1 convolutions.
+        **kwargs: the network's own.
+    """
+
+    def __init__(self, *args, upsampling: dict | None = None, segmentation_head: dict | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        replace_axes(self.decoder, upsampling, segmentation_head)
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Elements of all convolution outputs for one image of `input_size` voxels, as nnU-Net counts them."""
+        return super().compute_conv_feature_map_size(input_size) + axes_feature_map_size(
+            self.decoder,
+            sizes_per_stage(input_size, self.encoder.strides),
+            self.encoder.output_channels,
+            self.decoder.num_classes,
+        )
+
+    @classmethod
+    def initialize(cls, module: nn.Module):
+        """Initialises `module` as nnU-Net does; layers of the axes restore their own start.
+
+        nnU-Net applies this to every module, children before parents.
+        """
+        super().initialize(module)
+        if hasattr(module, "reset_parameters") and not isinstance(module, _ConvNd):
+            module.reset_parameters()
+
+
+class PlainConvUNet(_WithAxes, unet.PlainConvUNet):
+    """nnU-Net's plain network; arguments are those of its plans, `upsampling` and `segmentation_head`."""
+
+
+class ResidualEncoderUNet(_WithAxes, unet.ResidualEncoderUNet):
+    """nnU-Net's network with a residual encoder; arguments likewise."""

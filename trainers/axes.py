@@ -1,0 +1,58 @@
+"""Trainers of nnU-Net's own networks with another upsampling or segmentation head, and nnU-Net's recipe."""
+
+from nnunet_deconver.trainers.base import ArchitectureTrainer, with_epoch_variants
+
+
+class nnUNetTrainerDTC(ArchitectureTrainer):
+    """The plan's network with deformable transposed convolutions, receptive field 2."""
+
+    upsampling = {"name": "dtc"}
+
+
+class nnUNetTrainerDTC_rf1(ArchitectureTrainer):
+    """The same with receptive field 1."""
+
+    upsampling = {"name": "dtc", "receptive_field": 1}
+
+
+class nnUNetTrainerDTC_rf4(ArchitectureTrainer):
+    """The same with receptive field 4."""
+
+    upsampling = {"name": "dtc", "receptive_field": 4}
+
+
+class nnUNetTrainerDTC_rf10(ArchitectureTrainer):
+    """The same with receptive field 10."""
+
+    upsampling = {"name": "dtc", "receptive_field": 10}
+
+
+class nnUNetTrainerDTC_rfinf(ArchitectureTrainer):
+    """The same with an infinite receptive field: samples move by up to half the feature map."""
+
+    upsampling = {"name": "dtc", "receptive_field": "inf"}
+
+
+class nnUNetTrainerNeRDm(ArchitectureTrainer):
+    """The plan's network with heads whose normalisation depends on the position in the patch."""
+
+    segmentation_head = {"name": "nerdm"}
+
+
+class nnUNetTrainerNeRDc(ArchitectureTrainer):
+    """The plan's network with heads whose classifier depends on the position in the patch."""
+
+    segmentation_head = {"name": "nerdc"}
+
+
+_TRAINERS = with_epoch_variants(
+    nnUNetTrainerDTC,
+    nnUNetTrainerDTC_rf1,
+    nnUNetTrainerDTC_rf4,
+    nnUNetTrainerDTC_rf10,
+    nnUNetTrainerDTC_rfinf,
+    nnUNetTrainerNeRDm,
+    nnUNetTrainerNeRDc,
+)
+globals().update(_TRAINERS)
+__all__ = [*_TRAINERS]
