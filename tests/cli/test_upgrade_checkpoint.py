@@ -1,0 +1,192 @@
+import copy
+import json
+
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunet_deconver.cli import main
+from nnunet_deconver.networks.plans import build_network, with_axes
+
+DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+NAMES = {
+    "plain": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "residual": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+}
+
+
+def plans(backbone="plain", rank=3, **changes):
+    blocks = "n_conv_per_stage" if backbone == "plain" else "n_blocks_per_stage"
+    arch_kwargs = {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 16],
+        "conv_op": f"torch.nn.modules.conv.Conv{rank}d",
+        "kernel_sizes": [[3] * rank] * 3,
+        "strides": [[1] * rank, [1] + [2] * (rank - 1), [2] * rank],
+        blocks: [1, 1, 1],
+        "n_conv_per_stage_decoder": [1, 1],
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{rank}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    return {
+        "dataset_name": "Dataset900_Test",
+        "plans_name": "testPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "configurations": {
+            "cfg": {
+                "data_identifier": "testPlans_cfg",
+                "batch_size": 2,
+                "patch_size": [8, 16, 16][:rank],
+                "architecture": {
+                    "network_class_name": NAMES[backbone],
+                    "arch_kwargs": arch_kwargs | changes,
+                    "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+                },
+            }
+        },
+    }
+
+
+def trained(tmp_path, backbone="plain", rank=3, **changes):
+    """A model folder as nnU-Net leaves it, with weights that are not those of a start."""
+    torch.manual_seed(0)
+    content = plans(backbone, rank, **changes)
+    network = build_network(content["configurations"]["cfg"]["architecture"], 1, 2, deep_supervision=False)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    fold = tmp_path / "stock" / "fold_0"
+    fold.mkdir(parents=True)
+    (fold.parent / "plans.json").write_text(json.dumps(content))
+    (fold.parent / "dataset.json").write_text(json.dumps(DATASET))
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {},
+        "_best_ema": 0.5,
+        "current_epoch": 3,
+        "init_args": {
+            "plans": copy.deepcopy(content) | {"continue_training": False},
+            "configuration": "cfg",
+            "fold": 0,
+            "dataset_json": DATASET,
+        },
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    path = fold / "checkpoint_final.pth"
+    torch.save(checkpoint, path)
+    return path
+
+
+def predict(model, image):
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    return predictor.predict_sliding_window_return_logits(image)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+@pytest.mark.parametrize("backbone", NAMES)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--upsampling", "dtc"),
+        ("--upsampling", "dtc", "--receptive-field", "inf"),
+        ("--head", "nerdc"),
+        ("--head", "nerdm"),
+        ("--upsampling", "dtc", "--receptive-field", "4", "--head", "nerdc"),
+    ],
+    ids=" ".join,
+)
+def test_nnunet_predicts_the_same_with_the_upgraded_model(tmp_path, backbone, rank, options):
+    stock = trained(tmp_path, backbone, rank)
+    out = tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), *options]) == 0
+    image = torch.randn(1, *([1] if rank == 2 else [12]), 24, 20)
+    expected, found = predict(stock.parents[1], image), predict(out, image)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=1e-3, atol=2e-3)  # stored as float16
+    upgraded = torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert set(upgraded["network_weights"]) != set(torch.load(stock, weights_only=False)["network_weights"])
+    assert "optimizer_state" not in upgraded
+
+
+def test_a_network_with_the_axes_starts_from_the_upgraded_checkpoint(tmp_path, capsys):
+    """`-pretrained_weights` into the network that nnUNetTrainerDTC builds from the stock plans."""
+    stock = trained(tmp_path)
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(tmp_path / "upgraded"), "--upsampling", "dtc"]) == 0
+    path = tmp_path / "upgraded" / "fold_0" / "checkpoint_final.pth"
+    assert f"-pretrained_weights {path}" in capsys.readouterr().out
+    architecture = plans()["configurations"]["cfg"]["architecture"]
+    network = build_network(with_axes(architecture, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
+    load_pretrained_weights(network, str(path))
+    original = build_network(architecture, 1, 2, deep_supervision=False)
+    original.load_state_dict(torch.load(stock, weights_only=False)["network_weights"])
+    # nnU-Net never takes over heads
+    network.decoder.seg_layers.load_state_dict(original.decoder.seg_layers.state_dict())
+    x = torch.randn(1, 1, 8, 16, 16)
+    torch.testing.assert_close(network.eval()(x), original.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ((), "nothing to upgrade to"),
+        (("--upsampling", "linear"), "only dtc"),
+        (("--upsampling", "dtc", "--receptive-field", "0"), "--receptive-field 0"),
+        (("--upsampling", "dtc", "--receptive-field", "nan"), "--receptive-field nan"),
+        (("--upsampling", "dtc", "--receptive-field", "wide"), "--receptive-field wide"),
+        (("--receptive-field", "2"), "goes with --upsampling"),
+        (("--head", "nerd"), "must be one of nerdm, nerdc"),
+    ],
+    ids=str,
+)
+def test_bad_options(tmp_path, capsys, options, message):
+    stock = trained(tmp_path)
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stock"]
+
+
+def broken(path, change):
+    checkpoint = torch.load(path, weights_only=False)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.pop("init_args"), "has no init_args"),
+        (lambda c: c["network_weights"].popitem(), "do not fit"),
+        (
+            lambda c: c["init_args"]["plans"]["configurations"]["cfg"]["architecture"]["arch_kwargs"].update(
+                features_per_stage=[4, 8, 8]
+            ),
+            "do not fit",
+        ),
+    ],
+    ids=["no-arguments", "missing-weight", "other-topology"],
+)
+def test_bad_checkpoints(tmp_path, capsys, change, message):
+    stock = trained(tmp_path)
+    broken(stock, change)
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(tmp_path / "out"), "--head", "nerdc"]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stock"]
+
+
+def test_files_that_are_no_checkpoint_and_folders_that_exist(tmp_path, capsys):
+    path = tmp_path / "x.pth"
+    out = str(tmp_path / "out")
+    assert main(["upgrade-checkpoint", str(path), "-o", out, "--head", "nerdc"]) == 2
+    assert "no such file" in capsys.readouterr().err
+    path.write_text("text")
+    assert main(["upgrade-checkpoint", str(path), "-o", out, "--head", "nerdc"]) == 2
+    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    assert main(["upgrade-checkpoint", str(path), "-o", str(tmp_path), "--head", "nerdc"]) == 2
+    assert "exists already" in capsys.readouterr().err
