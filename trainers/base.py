@@ -40,11 +40,16 @@ class ArchitectureTrainer(nnUNetTrainer):
         # Before nnU-Net makes the first folder: a plan that does not fit must leave nothing behind.
         self.check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.num_epochs = self.epochs or self.num_epochs
-        self.num_iterations_per_epoch = self.iterations_per_epoch or self.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.validation_iterations_per_epoch or self.num_val_iterations_per_epoch
-        self.initial_lr = self.learning_rate or self.initial_lr
-        self.weight_decay = self.decay or self.weight_decay
+        chosen = {
+            "num_epochs": self.epochs,
+            "num_iterations_per_epoch": self.iterations_per_epoch,
+            "num_val_iterations_per_epoch": self.validation_iterations_per_epoch,
+            "initial_lr": self.learning_rate,
+            "weight_decay": self.decay,
+        }
+        for name, value in chosen.items():
+            if value is not None:
+                setattr(self, name, value)
 
     @classmethod
     def architecture(cls, architecture: dict) -> dict:

@@ -109,6 +109,19 @@ def test_recipes(folders, name, rate, decay, optimizer, scheduler):
     assert 0 < chosen.param_groups[0]["lr"] < rate
 
 
+def test_class_attributes_are_what_a_variant_changes(folders):
+    class nnUNetTrainerDeconver_mine(trainers.nnUNetTrainerDeconver):
+        epochs = 300
+        iterations_per_epoch = 10
+        validation_iterations_per_epoch = 2
+        learning_rate = 3e-4
+        decay = 0.0
+
+    trainer = nnUNetTrainerDeconver_mine(plans(), "3d_fullres", 0, DATASET, device=torch.device("cpu"))
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (300, 10, 2)
+    assert (trainer.initial_lr, trainer.weight_decay) == (3e-4, 0)
+
+
 @pytest.mark.parametrize("name, kernel", [("nnUNetTrainerDeconver", 3), ("nnUNetTrainerDeconver_k5", 5)])
 def test_the_network_is_built_without_an_instance(name, kernel):
     """As inference does, by nnU-Net's names."""
