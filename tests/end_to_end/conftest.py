@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,14 +133,14 @@ class NnUNet:
         return self.preprocessed / dataset_name(number) / f"{name}.json"
 
 
-def shrink(plans: dict) -> dict:
-    """The plan with a patch of 16 and 4 to 16 features: seconds on a CPU, every trainer's features at work."""
+def shrink(plans: dict, patch: int = 16) -> dict:
+    """The plan with a small patch and 4 to 16 features: seconds on a CPU, every trainer's features at work."""
     plans["plans_name"] = "tinyPlans"
     for configuration in plans["configurations"].values():
         if "patch_size" not in configuration:
             continue
         rank = len(configuration["patch_size"])
-        configuration["patch_size"] = [16] * rank
+        configuration["patch_size"] = [patch] * rank
         configuration["batch_size"] = 2
         configuration["architecture"]["arch_kwargs"].update(
             n_stages=3,
@@ -166,6 +167,12 @@ def nnunet(tmp_path_factory) -> NnUNet:
         nnunet.plans(number, "tinyPlans").write_text(json.dumps(plans))
     yield nnunet
     shutil.rmtree(nnunet.preprocessed.parent)
+
+
+@pytest.fixture(scope="session")
+def tools() -> SimpleNamespace:
+    """What other datasets need of this file."""
+    return SimpleNamespace(NnUNet=NnUNet, shrink=shrink)
 
 
 @pytest.fixture(scope="session")

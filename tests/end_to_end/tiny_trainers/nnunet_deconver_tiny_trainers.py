@@ -6,6 +6,9 @@ import signal
 from nnunet_deconver.trainers import (
     nnUNetTrainerDeconver,
     nnUNetTrainerDeconver_k5,
+    nnUNetTrainerDeconverDTC,
+    nnUNetTrainerDeconverDTCNeRDc,
+    nnUNetTrainerDeconverNeRDc,
     nnUNetTrainerDTC,
     nnUNetTrainerNeRDc,
     nnUNetTrainerNeRDm,
@@ -35,6 +38,18 @@ class nnUNetTrainerNeRDmTiny(_Tiny, nnUNetTrainerNeRDm):
 
 
 class nnUNetTrainerNeRDcTiny(_Tiny, nnUNetTrainerNeRDc):
+    pass
+
+
+class nnUNetTrainerDeconverDTCTiny(_Tiny, nnUNetTrainerDeconverDTC):
+    pass
+
+
+class nnUNetTrainerDeconverNeRDcTiny(_Tiny, nnUNetTrainerDeconverNeRDc):
+    pass
+
+
+class nnUNetTrainerDeconverDTCNeRDcTiny(_Tiny, nnUNetTrainerDeconverDTCNeRDc):
     pass
 
 
