@@ -417,12 +417,20 @@ def assert_ended(pids, seconds=20):
     assert not any(map(running, pids))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises KeyboardInterrupt, also where these tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="looks for processes in /proc")
 
 
 @needs_proc
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "kill"])
-def test_interrupt_ends_the_command_and_its_workers(end, tmp_path):
+def test_interrupt_ends_the_command_and_its_workers(end, tmp_path, interruptible):
     pids = []
 
     def interrupt(line):
