@@ -250,3 +250,11 @@ def test_bad_input(operation, change, message):
     arguments = {k: torch.rand(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     with pytest.raises(ValueError, match=message):
         operation(**arguments)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_memory_layouts_give_the_same(layout):
+    x, source, filter = problem(3, 12, 3, (4, 5, 6), (3, 3, 3))
+    expected = nonnegative_deconvolution_reference(x, source, filter, groups=3)
+    inputs = [t.contiguous(memory_format=layout) for t in (x, source)]
+    torch.testing.assert_close(nonnegative_deconvolution(*inputs, filter, groups=3), expected)
