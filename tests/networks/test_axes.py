@@ -21,15 +21,14 @@ UPSAMPLING_ENTRIES = {
     "dtc-on-dysample": {"name": "dtc", "base": "dysample", "receptive_field": "inf"},
 }
 HEAD_ENTRIES = {"conv": None, "nerdm": {"name": "nerdm"}, "nerdc": {"name": "nerdc"}}
-# conv_op, kernels, strides, input size
+# conv_op, kernels, strides, input size. With 2 x 2 x 3 voxels at the bottleneck, bfloat16 gradients on a CPU are now
+# and then not finite in nnU-Net's own network too (2 of 60 seeds, torch 2.15).
 GEOMETRIES = {
     "2d": (nn.Conv2d, [[3, 3]] * 3, [[1, 1], [2, 2], [2, 2]], (8, 12)),
     "3d": (nn.Conv3d, [[3, 3, 3]] * 3, [[1, 1, 1], [2, 2, 2], [2, 2, 2]], (8, 8, 8)),
-    "anisotropic": (nn.Conv3d, [[1, 3, 3], [1, 3, 3], [3, 3, 3]], [[1, 1, 1], [1, 2, 2], [2, 2, 2]], (4, 8, 12)),
+    "anisotropic": (nn.Conv3d, [[1, 3, 3], [1, 3, 3], [3, 3, 3]], [[1, 1, 1], [1, 2, 2], [2, 2, 2]], (8, 16, 24)),
 }
 EVERYTHING = list(itertools.product(BACKBONES, UPSAMPLING_ENTRIES, HEAD_ENTRIES, GEOMETRIES, (False, True)))
-# Each backbone, upsampling, head and geometry, and each pair of the first three.
-SAMPLE = [c for i, c in enumerate(EVERYTHING) if c[3:] == ("3d", True) or i % 11 == 0]
 
 
 def build(backbone, upsampling=None, head=None, geometry="3d", deep_supervision=False, *, inputs=1, classes=3):
@@ -59,7 +58,8 @@ def image(geometry, *, batch=2, inputs=1):
     return torch.randn(batch, inputs, *GEOMETRIES[geometry][3])
 
 
-def contract(backbone, upsampling, head, geometry, deep_supervision):
+@pytest.mark.parametrize("backbone, upsampling, head, geometry, deep_supervision", EVERYTHING)
+def test_contract(backbone, upsampling, head, geometry, deep_supervision):
     torch.manual_seed(0)
     arguments = (backbone, UPSAMPLING_ENTRIES[upsampling], HEAD_ENTRIES[head], geometry, deep_supervision)
     network = build(*arguments)
@@ -91,24 +91,6 @@ def contract(backbone, upsampling, head, geometry, deep_supervision):
         other = build(*arguments[:-1], deep_supervision=False).eval()
         other.load_state_dict(network.state_dict())
         torch.testing.assert_close(other(x), network(x))
-
-
-@pytest.mark.parametrize("backbone, upsampling, head, geometry, deep_supervision", SAMPLE)
-def test_contract(backbone, upsampling, head, geometry, deep_supervision):
-    contract(backbone, upsampling, head, geometry, deep_supervision)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    "backbone, upsampling, head, geometry, deep_supervision", [c for c in EVERYTHING if c not in SAMPLE]
-)
-def test_contract_of_all_others(backbone, upsampling, head, geometry, deep_supervision):
-    contract(backbone, upsampling, head, geometry, deep_supervision)
-
-
-def test_the_sample_has_every_pair():
-    for first, second in itertools.combinations(range(3), 2):
-        assert {(c[first], c[second]) for c in SAMPLE} == {(c[first], c[second]) for c in EVERYTHING}
 
 
 @pytest.mark.parametrize("entry", [None, {"name": "transposed"}], ids=["none", "by-name"])
@@ -170,7 +152,7 @@ def test_feature_map_size_counts_what_the_axes_add(backbone, deep_supervision):
     size = GEOMETRIES["anisotropic"][3]
     plain = build(backbone, geometry="anisotropic", deep_supervision=deep_supervision)
     dtc = build(backbone, {"name": "dtc"}, geometry="anisotropic", deep_supervision=deep_supervision)
-    voxels = [4 * 8 * 12, 4 * 4 * 6, 2 * 2 * 3]
+    voxels = [8 * 16 * 24, 8 * 8 * 12, 4 * 4 * 6]
     added = (4 * voxels[1] + 6 * voxels[0]) + (8 * voxels[2] + 6 * voxels[1])
     assert dtc.compute_conv_feature_map_size(size) - plain.compute_conv_feature_map_size(size) == added
     nerdm = build(backbone, None, {"name": "nerdm"}, geometry="anisotropic", deep_supervision=deep_supervision)
