@@ -115,7 +115,7 @@ def main():
     for row in rows:
         ratios = np.array(times[row["variant"]]) / np.array(times["plain"])
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-        row |= {"step_time_ratio": median, "quartile_low": low, "quartile_high": high}
+        row |= {"step_time_ratio": float(median), "quartile_low": float(low), "quartile_high": float(high)}
     rows = [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
     with args.out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
