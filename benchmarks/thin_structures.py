@@ -92,8 +92,8 @@ def main():
     """Reads the command line, trains, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
     runs = [(name, seed) for seed in range(args.seeds) for name in ENTRIES]
     dice = {name: [] for name in ENTRIES}
