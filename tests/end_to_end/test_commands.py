@@ -32,7 +32,7 @@ def deconver_plans(nnunet, number: int, name: str, **axes) -> Path:
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
 def test_train_predict_evaluate_with_the_variable_alone(nnunet, tiny, tmp_path, configuration):
-    trainer = "nnUNetTrainerDeconverTiny_k5" if configuration == "2d" else "nnUNetTrainerDeconverTiny"
+    trainer = "nnUNetTrainerDeconver_k5Tiny" if configuration == "2d" else "nnUNetTrainerDeconverTiny"
     _, model = nnunet.train(901, trainer, configuration=configuration, **tiny)
     assert any(key.endswith("ndc.filter") for key in checkpoint(model)["network_weights"])
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_deconver import trainers
+
 DATASETS = [Path(folder) for folder in os.environ.get("REAL_DATASETS", "").split(os.pathsep) if folder]
-TRAINERS = ["Deconver", "DTC", "NeRDm", "NeRDc", "DeconverDTC", "DeconverNeRDc", "DeconverDTCNeRDc"]
+TRAINERS = [
+    name
+    for name in trainers.__all__
+    if not getattr(getattr(trainers, name), "is_epoch_variant", False) and name != "nnUNetTrainerDeconverDemo"
+]
 TRAINING_CASES = 5
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATASETS, reason="REAL_DATASETS names no dataset")]
@@ -49,7 +55,7 @@ def dataset(request, tmp_path_factory, tools):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_train_predict_evaluate(dataset, tiny, tmp_path, trainer):
     nnunet, number, configuration, raw = dataset
-    chosen = ["-tr", f"nnUNetTrainer{trainer}Tiny", "-p", "tinyPlans", "-device", "cpu"]
+    chosen = ["-tr", f"{trainer}Tiny", "-p", "tinyPlans", "-device", "cpu"]
     nnunet.run("nnUNetv2_train", number, configuration, 0, *chosen, **tiny)
     where = ["-i", raw / "imagesTs", "-o", tmp_path, "--disable_tta", "-npp", 0, "-nps", 0]
     nnunet.run("nnUNetv2_predict", "-d", number, "-c", configuration, "-f", 0, *chosen, *where, **tiny)

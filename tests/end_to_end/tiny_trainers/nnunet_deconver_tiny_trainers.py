@@ -3,16 +3,8 @@
 import os
 import signal
 
-from nnunet_deconver.trainers import (
-    nnUNetTrainerDeconver,
-    nnUNetTrainerDeconver_k5,
-    nnUNetTrainerDeconverDTC,
-    nnUNetTrainerDeconverDTCNeRDc,
-    nnUNetTrainerDeconverNeRDc,
-    nnUNetTrainerDTC,
-    nnUNetTrainerNeRDc,
-    nnUNetTrainerNeRDm,
-)
+import nnunet_deconver.trainers as trainers
+from nnunet_deconver.trainers import nnUNetTrainerDeconver
 
 
 class _Tiny:
@@ -21,36 +13,11 @@ class _Tiny:
     validation_iterations_per_epoch = 1
 
 
-class nnUNetTrainerDeconverTiny(_Tiny, nnUNetTrainerDeconver):
-    pass
-
-
-class nnUNetTrainerDeconverTiny_k5(_Tiny, nnUNetTrainerDeconver_k5):
-    pass
-
-
-class nnUNetTrainerDTCTiny(_Tiny, nnUNetTrainerDTC):
-    pass
-
-
-class nnUNetTrainerNeRDmTiny(_Tiny, nnUNetTrainerNeRDm):
-    pass
-
-
-class nnUNetTrainerNeRDcTiny(_Tiny, nnUNetTrainerNeRDc):
-    pass
-
-
-class nnUNetTrainerDeconverDTCTiny(_Tiny, nnUNetTrainerDeconverDTC):
-    pass
-
-
-class nnUNetTrainerDeconverNeRDcTiny(_Tiny, nnUNetTrainerDeconverNeRDc):
-    pass
-
-
-class nnUNetTrainerDeconverDTCNeRDcTiny(_Tiny, nnUNetTrainerDeconverDTCNeRDc):
-    pass
+# nnUNetTrainerDeconverTiny, nnUNetTrainerDeconver_k5Tiny, nnUNetTrainerDTC_rf4Tiny, ...
+for _name in trainers.__all__:
+    _trainer = getattr(trainers, _name)
+    if not getattr(_trainer, "is_epoch_variant", False):
+        globals()[f"{_name}Tiny"] = type(f"{_name}Tiny", (_Tiny, _trainer), {"__module__": __name__})
 
 
 class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
