@@ -9,16 +9,12 @@ in turn in one run.
 """
 
 import argparse
-import csv
-import json
-import os
-import platform
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from recording import record
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -117,22 +113,8 @@ def main():
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         row |= {"step_time_ratio": float(median), "quartile_low": float(low), "quartile_high": float(high)}
     rows = [{key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()} for row in rows]
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    provenance = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
-        "times": "2 x 32^3, 4 stages, float32; ratio to plain, median and quartiles",
-        "rows": rows,
-    }
-    args.out.with_suffix(".json").write_text(json.dumps(provenance, indent=1))
-    for row in rows:
-        print(row)
+    times_of = "2 x 32^3, 4 stages, float32; ratio to plain, median and quartiles"
+    record(args.out, rows, times=times_of, rounds=args.rounds)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,17 @@ See docs/real-data.md for the whole sequence.
 """
 
 import argparse
-import csv
 import json
 import os
-import platform
 import re
-import subprocess
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from recording import record
 
 import nnunet_deconver
 
@@ -80,33 +77,18 @@ def report(args: argparse.Namespace):
             }
         )
     out = Path(args.out)
-    with out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    provenance = {
-        "dataset": args.dataset,
-        "configuration": args.configuration,
-        "plans": {
-            key: value
-            for key, value in json.loads(
-                (Path(os.environ["nnUNet_preprocessed"]) / args.dataset / f"{PLANS}.json").read_text()
-            )["configurations"][args.configuration].items()
-            if key in ("patch_size", "batch_size", "spacing")
-        },
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
-        "nnunet_deconver": nnunet_deconver.__version__,
-        "rows": rows,
-        "curves": curves,
-    }
-    out.with_suffix(".json").write_text(json.dumps(provenance, indent=1))
+    plans = json.loads((Path(os.environ["nnUNet_preprocessed"]) / args.dataset / f"{PLANS}.json").read_text())
+    configuration = plans["configurations"][args.configuration]
+    record(
+        out,
+        rows,
+        dataset=args.dataset,
+        configuration=args.configuration,
+        plans={key: configuration[key] for key in ("patch_size", "batch_size", "spacing")},
+        nnunet_deconver=nnunet_deconver.__version__,
+        curves=curves,
+    )
     _plot(curves, args.dataset, out.with_suffix(".png"))
-    for row in rows:
-        print(row)
 
 
 def _read_log(fold: Path) -> tuple[dict[str, list], list[float]]:

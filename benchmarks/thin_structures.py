@@ -8,16 +8,12 @@ seeds; several seeds, paired. Reports Dice on unseen images, whatever comes out.
 """
 
 import argparse
-import csv
-import json
-import os
-import platform
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recording import record
 from torch import nn
 from tqdm import tqdm
 
@@ -113,23 +109,7 @@ def main():
                 "seeds": args.seeds,
             }
         )
-    with args.out.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    provenance = {
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-        ).stdout.strip(),
-        "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
-        "steps": args.steps,
-        "dice": dice,
-        "rows": rows,
-    }
-    args.out.with_suffix(".json").write_text(json.dumps(provenance, indent=1))
-    for row in rows:
-        print(row)
+    record(args.out, rows, steps=args.steps, dice=dice)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""How every script here leaves its results: a table as CSV, and as JSON with what it was measured on."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def record(out: Path, rows: list[dict], **further):
+    """Writes `out`.csv and `out`.json, and prints the rows.
+
+    Args:
+        out: path without ending.
+        rows: dicts with the same keys.
+        further: goes into the JSON beside commit, device and versions.
+    """
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    provenance = {
+        "commit": commit,
+        "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
+        "torch": torch.__version__,
+        **further,
+        "rows": rows,
+    }
+    out.with_suffix(".json").write_text(json.dumps(provenance, indent=1))
+    for row in rows:
+        print(row)
