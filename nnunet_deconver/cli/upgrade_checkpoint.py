@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -116,7 +117,6 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
     Raises:
         CommandError: if the checkpoint is not one of these networks, or has axes already.
     """
-    import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -145,10 +145,22 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
         raise CommandError(str(error)) from error
     transfer(stock, network)
 
-    size = [2 * max(1, p // 4) for p in configuration.patch_size]
-    strides = [torch.tensor(stride) for stride in stock.encoder.strides]
-    total = torch.stack(strides).prod(0).tolist()
-    size = [max(2, s // t) * t for s, t in zip(size, total, strict=True)]
+    check_same_function(stock, network, channels, configuration.patch_size)
+
+    own = dict(plans["configurations"][arguments["configuration"]])
+    own["architecture"] = chosen
+    plans = plans | {"configurations": plans["configurations"] | {arguments["configuration"]: own}}
+    kept = {key: value for key, value in checkpoint.items() if key not in ("optimizer_state", "grad_scaler_state")}
+    return kept | {"network_weights": network.state_dict(), "init_args": arguments | {"plans": plans}}, plans
+
+
+def check_same_function(stock, network, channels: int, patch_size: list[int]):
+    """Raises CommandError unless two networks compute the same on an image of about half the patch's extent."""
+    import torch
+
+    strides = [math.prod(axis) for axis in zip(*stock.encoder.strides, strict=True)]
+    # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
+    size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
     with torch.no_grad():
         image = torch.randn(1, channels, *size)
         expected, found = stock.eval()(image), network.eval()(image)
@@ -156,12 +168,6 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
         raise CommandError(
             f"the upgraded network differs by {(expected - found).abs().max():.3g} from the checkpoint's; please report"
         )
-
-    own = dict(plans["configurations"][arguments["configuration"]])
-    own["architecture"] = chosen
-    plans = plans | {"configurations": plans["configurations"] | {arguments["configuration"]: own}}
-    kept = {key: value for key, value in checkpoint.items() if key not in ("optimizer_state", "grad_scaler_state")}
-    return kept | {"network_weights": network.state_dict(), "init_args": arguments | {"plans": plans}}, plans
 
 
 def transfer(stock, network):
