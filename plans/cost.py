@@ -148,7 +148,7 @@ def stage_modules(network: nn.Module) -> dict[str, list[nn.Module]]:
         if isinstance(child, (nn.ModuleList, nn.Sequential)) and n_stages - 1 <= len(child) <= n_stages:
             for i, module in enumerate(child):
                 stages[f"encoder {i + n_stages - len(child)}"].append(module)
-        elif child is not None:
+        else:
             stages["encoder 0"].append(child)
     for name, child in decoder.named_children():
         # nnU-Net's decoder holds its encoder too.

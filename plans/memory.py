@@ -12,19 +12,21 @@ the CUDA context besides, and memory the allocator keeps in reserve.
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_deconver.ops import assume_device
+from nnunet_deconver.ops import assume_device, nerd_chunked
 
 GIB = 2**30
 
@@ -76,7 +78,7 @@ def training_memory(
     """Counts the memory of a training step.
 
     Args:
-        build_network: constructs the network, deep supervision on.
+        build_network: constructs the network, deep supervision on if it has that.
         input_channels: channels of the image, and of the previous stage's segmentation in a cascade.
         num_classes: output channels.
         regions: whether they are regions with a sigmoid each, rather than classes with one softmax; decides on
@@ -115,8 +117,10 @@ def training_memory(
         image = torch.empty(batch_size, input_channels, *patch_size)
         kept = _Kept(own, groups(network))
         with kept:
-            with torch.autocast("cpu", torch.float16, enabled=autocast):
+            with torch.autocast("cpu", torch.float16, enabled=autocast), _HalfPrecisionPooling():
                 outputs = network(image)
+            if isinstance(outputs, Tensor):  # of a network without deep supervision
+                outputs = [outputs]
             channels = num_classes if regions else 1
             targets = [torch.empty(batch_size, channels, *o.shape[2:], dtype=torch.int16) for o in outputs]
             # Autocast on a GPU takes the logits to float32 in the loss; on a CPU it would not.
@@ -143,6 +147,14 @@ def _loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
     return deeply_supervised
 
 
+class _HalfPrecisionPooling(TorchFunctionMode):
+    """Keeps average pooling in 3D in half precision; autocast takes it to float32 on a CPU, but not on a GPU."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        with torch.autocast("cpu", enabled=False) if function is F.avg_pool3d else nullcontext():
+            return function(*args, **(kwargs or {}))
+
+
 class _Ledger(TorchDispatchMode):
     """Follows the storages of all tensors that operations return.
 
@@ -159,6 +171,9 @@ class _Ledger(TorchDispatchMode):
         self._known = weakref.WeakSet()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in _OPAQUE:
+            with self:
+                return _OPAQUE[function](*args, **(kwargs or {}))
         out = function(*args, **(kwargs or {}))
         self.add(out)
         if self._workspace and function in _CONVOLUTIONS:
@@ -180,6 +195,11 @@ class _Ledger(TorchDispatchMode):
         self.alive -= size
 
 
+# Operations that hide from dispatch what they allocate on the way, and their insides.
+_OPAQUE = {
+    torch.ops.nnunet_deconver.nerd.default: nerd_chunked._run_forward,
+    torch.ops.nnunet_deconver.nerd_backward.default: nerd_chunked._run_backward,
+}
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
