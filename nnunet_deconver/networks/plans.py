@@ -67,14 +67,11 @@ def plain_architecture(architecture: dict) -> dict:
     if missing:
         raise ValueError(f"the arch_kwargs of {architecture['network_class_name']} lack {', '.join(missing)}")
     n_stages, conv_op = arch_kwargs["n_stages"], arch_kwargs["conv_op"]
-    kernels = [
-        [min(k, 3) for k in ([kernel] if isinstance(kernel, int) else kernel)] for kernel in arch_kwargs["kernel_sizes"]
-    ]
     return {
         "network_class_name": f"{PACKAGE}.PlainConvUNet",
         "arch_kwargs": {key: arch_kwargs[key] for key in _TOPOLOGY}
         | {
-            "kernel_sizes": kernels,
+            "kernel_sizes": _at_most_3(arch_kwargs["kernel_sizes"]),
             "n_conv_per_stage": [2] * n_stages,
             "n_conv_per_stage_decoder": [2] * (n_stages - 1),
             "conv_bias": True,
@@ -85,6 +82,10 @@ def plain_architecture(architecture: dict) -> dict:
         },
         "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
     }
+
+
+def _at_most_3(kernels: int | Sequence) -> int | list:
+    return min(kernels, 3) if isinstance(kernels, int) else [_at_most_3(kernel) for kernel in kernels]
 
 
 def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | list[int]:
