@@ -12,6 +12,10 @@ SURFACE_TEXTS = {
     "surface-distance",
     "voxels": "centres of voxels with a face neighbour outside the mask, all of equal weight, as in MONAI and MedPy",
 }
+PERCENTILE_TEXTS = {
+    "area": "the smallest measured distance that holds so much of the surface, as in surface-distance",
+    "voxels": "interpolated linearly between measured distances, as in MONAI",
+}
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ def metrics(settings: Settings, rank: int = 3) -> dict[str, Metric]:
         "hd95": Metric(
             unit,
             0,
-            "the larger of both directed 95th percentiles of distances between surfaces; percentile: the smallest "
-            f"measured distance that holds 95 % of the surface, no interpolation; {surface}",
+            "the larger of both directed 95th percentiles of distances between surfaces; percentile: "
+            f"{PERCENTILE_TEXTS[settings.surface]}; {surface}",
             True,
         ),
         "assd": Metric(unit, 0, f"average distance between surfaces, both directions pooled; {surface}", True),

@@ -1,14 +1,17 @@
 """Metrics that measure distances between two surfaces: Hausdorff distances, average distances, surface Dice.
 
 What the surface of a mask of voxels is, is a choice, and the choice moves the numbers more than most models do
-(Podobnik and Vrtovec, arXiv 2410.02630, compare eleven tools). Two are offered:
+(Podobnik and Vrtovec, arXiv 2410.02630, compare eleven tools). Two are offered, each with its percentiles, such that
+each gives a widely used tool's numbers:
 
 - `area`, that of Nikolov and others (arXiv 1809.04430, who defined surface Dice on it) and of the tool
   surface-distance: where the eight voxels around a corner of the grid are not all alike, that corner is a surface
   element; its weight is the area that marching cubes puts between them. Long thin voxels do not distort it:
-  a square millimetre counts the same on every face.
-- `voxels`, that of MONAI and MedPy: each voxel of the mask with a neighbour outside (of 6 in 3D, 4 in 2D) is a
-  surface element at its centre, and all weigh the same.
+  a square millimetre counts the same on every face. A percentile is the smallest measured distance within which so
+  much of the surface lies.
+- `voxels`, that of MONAI (and, but for percentiles, MedPy): each voxel of the mask with a neighbour outside (of 6 in
+  3D, 4 in 2D) is a surface element at its centre, and all weigh the same. Percentiles are interpolated linearly
+  between measured distances.
 
 What lies outside the image is background in both: a mask that touches the border has a surface there.
 """
@@ -34,12 +37,14 @@ class SurfaceDistances:
         from_prediction: (m,), ascending.
         reference_weights: (n,), area (length in 2D) or 1.
         prediction_weights: (m,), likewise.
+        surface: what was measured between, one of `SURFACES`.
     """
 
     from_reference: np.ndarray
     from_prediction: np.ndarray
     reference_weights: np.ndarray
     prediction_weights: np.ndarray
+    surface: str
 
 
 def surface_distances(
@@ -74,23 +79,23 @@ def surface_distances(
         from_prediction[by_prediction],
         reference_weights[by_reference],
         prediction_weights[by_prediction],
+        surface,
     )
 
 
 def hausdorff_distance(distances: SurfaceDistances, percentile: float = 100) -> float:
     """The Hausdorff distance, or a percentile of it: the larger of the two directed ones.
 
-    A directed one is the smallest measured distance within which at least `percentile` percent of the surface lie.
-    No interpolation, and no pooling of both directions, which would let the larger surface outvote the smaller.
+    Both directions are never pooled (as MedPy does): that would let the larger surface outvote the smaller.
 
     Returns:
         In the unit of the spacing; infinite if one mask is empty, NaN if both are.
     """
     directed = (
-        _weighted_percentile(distances.from_reference, distances.reference_weights, percentile),
-        _weighted_percentile(distances.from_prediction, distances.prediction_weights, percentile),
+        _percentile(distances.from_reference, distances.reference_weights, percentile, distances.surface),
+        _percentile(distances.from_prediction, distances.prediction_weights, percentile, distances.surface),
     )
-    return _larger(*directed)
+    return float(np.fmax(*directed))  # NaN of an empty surface does not count
 
 
 def average_surface_distances(distances: SurfaceDistances) -> dict[str, float]:
@@ -236,16 +241,15 @@ def _nearest(positions: np.ndarray, others: np.ndarray) -> np.ndarray:
     return tree.query(positions)[0]
 
 
-def _weighted_percentile(values: np.ndarray, weights: np.ndarray, percentile: float) -> float:
-    """The smallest of the ascending values that holds `percentile` percent of the weights; NaN if there is none."""
+def _percentile(values: np.ndarray, weights: np.ndarray, percentile: float, surface: str) -> float:
+    """A percentile of ascending values after the rule of the surface; NaN if there is none, infinite if they are."""
     if not len(values):
         return math.nan
+    if math.isinf(values[-1]):  # then all are, and not fit to be interpolated between
+        return math.inf
+    if surface == "voxels":
+        return float(np.percentile(values, percentile))
     cumulated = np.cumsum(weights)
     # What is summed in another order may miss the exact share by rounding.
     index = np.searchsorted(cumulated, percentile / 100 * cumulated[-1] * (1 - 1e-9))
     return float(values[min(index, len(values) - 1)])
-
-
-def _larger(first: float, second: float) -> float:
-    """The larger number; the other if one is NaN."""
-    return float(np.fmax(first, second))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_deconver.evaluation.lesions import BRATS_PENALTY_MM, BratsRule, brats_metrics, detection_metrics
 
@@ -31,6 +32,22 @@ def test_detection_by_hand():
             "lesions_false": 2,
         }
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_detection_as_simpleitk_counts(seed):
+    """The challenge's definitions once more, with another labelling: its components, fully connected."""
+    rng = np.random.default_rng(seed)
+    masks = [rng.random((12, 13, 14)) < 0.06 for _ in range(2)]
+    filters = [sitk.ConnectedComponent(sitk.GetImageFromArray(mask.astype(np.uint8)), True) for mask in masks]
+    reference, prediction = (sitk.GetArrayFromImage(image) for image in filters)
+    found = detection_metrics(*masks)
+    hit = len({*reference[masks[1]].tolist()} - {0})
+    true = len({*prediction[masks[0]].tolist()} - {0})
+    assert (found["lesions_reference"], found["lesions_prediction"]) == (reference.max(), prediction.max())
+    assert found["lesion_tpr"] == pytest.approx(hit / reference.max())
+    assert found["lesion_ppv"] == pytest.approx(true / prediction.max())
+    assert 0 < hit < reference.max()
 
 
 def test_missed_lesions():

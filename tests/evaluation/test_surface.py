@@ -165,7 +165,7 @@ def test_a_percentile_is_the_smallest_distance_that_holds_so_much_of_the_surface
     def hd95(far, weight=1.0):
         from_reference = np.array([0.0] * (20 - far) + [5.0] * far)
         weights = np.array([1.0] * (20 - far) + [weight] * far)
-        return hausdorff_distance(SurfaceDistances(from_reference, np.zeros(1), weights, np.ones(1)), 95)
+        return hausdorff_distance(SurfaceDistances(from_reference, np.zeros(1), weights, np.ones(1), "area"), 95)
 
     assert hd95(far=1) == 0  # 19 of 20 elements are 95 %
     assert hd95(far=2) == 5
@@ -173,9 +173,15 @@ def test_a_percentile_is_the_smallest_distance_that_holds_so_much_of_the_surface
     assert hd95(far=2, weight=0.4) == 0
 
 
-def test_directions_are_not_pooled():
+def test_percentiles_of_voxels_are_interpolated():
+    distances = SurfaceDistances(np.array([0.0] * 18 + [3.0, 5.0]), np.zeros(1), np.ones(20), np.ones(1), "voxels")
+    assert hausdorff_distance(distances, 95) == pytest.approx(3 + 0.05 * 2)
+
+
+@pytest.mark.parametrize("surface", SURFACES)
+def test_directions_are_not_pooled(surface):
     """A hundred elements that fit must not hide one of the other mask that does not."""
-    distances = SurfaceDistances(np.array([7.0]), np.zeros(100), np.ones(1), np.ones(100))
+    distances = SurfaceDistances(np.array([7.0]), np.zeros(100), np.ones(1), np.ones(100), surface)
     assert hausdorff_distance(distances, 95) == 7
     averages = average_surface_distances(distances)
     assert averages == pytest.approx(
@@ -192,7 +198,7 @@ def test_averages_name_their_direction():
 
 
 def test_the_tolerance_is_met_in_single_precision():
-    distances = SurfaceDistances(np.array([3 * float(np.float32(0.7))]), np.zeros(0), np.ones(1), np.zeros(0))
+    distances = SurfaceDistances(np.array([3 * float(np.float32(0.7))]), np.zeros(0), np.ones(1), np.zeros(0), "area")
     assert distances.from_reference[0] != 2.1
     assert normalized_surface_distance(distances, 2.1) == 1
 
