@@ -127,6 +127,34 @@ def test_every_reader_sees_the_same_places(tmp_path, reader):
             load(tmp_path, **changes, prediction={"origin": (origin + 0.5 * shift).tolist()})
 
 
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO])
+@pytest.mark.parametrize(("axis", "displacement"), [(0, "0.5"), (1, "0.4"), (2, "0.3")])
+def test_the_farthest_voxel_says_how_much_grids_differ(tmp_path, reader, axis, displacement):
+    """Voxels of another size are the further apart the more of them lie along that axis: 6, 5 and 4."""
+    spacing = [0.5, 0.6, 3.0]
+    spacing[axis] += 0.1
+    with pytest.raises(CaseError, match=f"by up to {displacement} mm"):
+        load(
+            tmp_path,
+            dataset={"overwrite_image_reader_writer": reader.__name__},
+            prediction={"spacing": spacing},
+        )
+
+
+def test_a_file_stored_in_another_order_lies_on_the_same_grid(tmp_path):
+    """With nnU-Net's reader that reorients, a flipped array with a flipped axis is the same image."""
+    nibabel = pytest.importorskip("nibabel")
+    dataset = read_dataset(
+        write_dataset(tmp_path, overwrite_image_reader_writer="NibabelIOWithReorient"), None, tmp_path
+    )
+    voxels = np.arange(4 * 5 * 6).reshape(4, 5, 6) % 3
+    image = nibabel.Nifti1Image(voxels.astype(np.uint8), np.diag([1.0, 2.0, 3.0, 1.0]))
+    nibabel.save(image, tmp_path / "r.nii.gz")
+    nibabel.save(image.as_reoriented([[1, -1], [0, 1], [2, 1]]), tmp_path / "p.nii.gz")
+    reference, prediction, _ = load_case(Case("c", tmp_path / "r.nii.gz", tmp_path / "p.nii.gz"), dataset, False)
+    np.testing.assert_array_equal(reference, prediction)
+
+
 def test_tiffs_are_told_apart_by_trying_a_file(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     dataset_json = write_dataset(tmp_path, file_ending=".tif")

@@ -114,6 +114,14 @@ def test_brats_matches_what_touches_the_dilation():
     assert (far["brats_false"], far["brats_dice"]) == (1, pytest.approx(2 * 9 / 19 / 2))
 
 
+def test_brats_dilates_by_faces_and_edges():
+    lesion, beside, corner = (np.zeros((7, 7, 7), bool) for _ in range(3))
+    lesion[3, 3, 3] = beside[3, 4, 4] = corner[4, 4, 4] = True
+    rule = BratsRule(dilation=1, volume=0)
+    assert brats_metrics(lesion, beside, (1, 1, 1), rule)["brats_false"] == 0
+    assert brats_metrics(lesion, corner, (1, 1, 1), rule)["brats_false"] == 1
+
+
 def test_what_touches_a_lesion_too_small_to_count_is_no_false_positive():
     found = brats_metrics(image((10, 12)), image((10, 30)), (1, 1, 1), RULE)
     assert found == {"brats_dice": 1, "brats_hd95": 0, "brats_found": 0, "brats_missed": 0, "brats_false": 0}

@@ -175,6 +175,19 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     assert len(read_table(tmp_path)) == 4 * 2 * len(whole["definitions"])
 
 
+def test_a_case_is_kept_before_the_next_one_is_measured(tmp_path, monkeypatch):
+    kept = []
+    original = runner.measure_case
+
+    def spy(*args):
+        kept.append(len((tmp_path / "out" / "cases.jsonl").read_text().splitlines()) - 1)
+        return original(*args)
+
+    monkeypatch.setattr(runner, "measure_case", spy)
+    evaluate(folders(tmp_path))
+    assert kept == [0, 1, 2, 3]
+
+
 def test_new_files_and_failed_cases_are_measured_again(tmp_path, monkeypatch):
     folders(tmp_path)
     (tmp_path / "pred" / "case_1.nii.gz").write_bytes(b"broken")
