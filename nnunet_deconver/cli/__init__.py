@@ -9,10 +9,19 @@ import argparse
 import sys
 
 from nnunet_deconver import __version__
-from nnunet_deconver.cli import demo, evaluate, list_trainers, register, status, trainer_path, upgrade_checkpoint
+from nnunet_deconver.cli import (
+    compare,
+    demo,
+    evaluate,
+    list_trainers,
+    register,
+    status,
+    trainer_path,
+    upgrade_checkpoint,
+)
 from nnunet_deconver.cli.errors import CommandError
 
-SUBCOMMANDS = (register, status, trainer_path, list_trainers, upgrade_checkpoint, evaluate, demo)
+SUBCOMMANDS = (register, status, trainer_path, list_trainers, upgrade_checkpoint, evaluate, compare, demo)
 
 
 def main(arguments: list[str] | None = None) -> int:

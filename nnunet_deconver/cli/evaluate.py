@@ -31,6 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction):
         "cases.jsonl: the same command goes on where an earlier run was interrupted. Exits with 1 if cases could not "
         "be measured, after all others were.",
     )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    """Adds the arguments, which `measure` takes."""
     parser.add_argument("references", type=Path, nargs="?", metavar="GT", help="folder of reference segmentations")
     parser.add_argument("predictions", type=Path, nargs="?", metavar="PRED", help="folder of predictions")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
@@ -86,11 +92,28 @@ def add_parser(subparsers: argparse._SubParsersAction):
         help="compare voxel by voxel even where spacing, origin or direction of the files differ",
     )
     parser.add_argument("-np", type=int, metavar="N", help="processes; default: one per CPU core")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, writes and prints; returns 1 if cases could not be measured, else 0."""
+    summary = measure(args)
+    print(render(summary))
+    print(f"wrote {args.out / 'metrics.csv'} and {args.out / 'summary.json'}, which define every metric")
+    return report_problems(summary["problems"], args.out)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Measures and writes.
+
+    Args:
+        args: of `add_arguments`.
+
+    Returns:
+        The summary.
+
+    Raises:
+        CommandError: if the whole of it cannot be measured.
+    """
     require_nnunetv2()
     from nnunet_deconver.evaluation.cases import EvaluationError, pair_folders, pair_folds, read_dataset
     from nnunet_deconver.evaluation.definitions import Settings
@@ -119,15 +142,17 @@ def run(args: argparse.Namespace) -> int:
         else:
             cases, missing, extra = pair_folders(references, predictions, dataset.file_ending)
         problems = extra if args.chill else missing | extra
-        summary = evaluate(cases, problems, dataset, settings, args.out, processes)
+        source = {
+            "references": str(references.resolve()),
+            "predictions": str(predictions.resolve()),
+            "model": str(args.model.resolve()) if args.model else None,
+        }
+        return evaluate(cases, problems, dataset, settings, args.out, processes, source)
     except (EvaluationError, ValueError) as error:
         raise CommandError(str(error)) from error
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from what is in {args.out}", file=sys.stderr)
         raise
-    print(render(summary))
-    print(f"wrote {args.out / 'metrics.csv'} and {args.out / 'summary.json'}, which define every metric")
-    return report_problems(summary["problems"], args.out)
 
 
 def find_folders(args: argparse.Namespace) -> tuple[Path, Path, Path | None]:

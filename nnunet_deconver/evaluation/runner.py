@@ -28,7 +28,13 @@ COLUMNS = ("case", "class", "metric", "value", "unit", "note")
 
 
 def evaluate(
-    cases: Sequence[Case], problems: Mapping[str, str], dataset: Dataset, settings: Settings, out: Path, processes: int
+    cases: Sequence[Case],
+    problems: Mapping[str, str],
+    dataset: Dataset,
+    settings: Settings,
+    out: Path,
+    processes: int,
+    source: Mapping[str, str | None],
 ) -> dict:
     """Measures cases and writes the table and the summary.
 
@@ -39,6 +45,7 @@ def evaluate(
         settings: what to measure.
         out: folder, made if there is none.
         processes: that work at the same time; 1 for none but this one.
+        source: where the files are from, noted in the summary.
 
     Returns:
         The summary: settings, definitions, problems and statistics.
@@ -72,7 +79,7 @@ def evaluate(
             kept[case.name] = {"case": case.name, "files": stamps[case.name], **result}
             file.write(json.dumps(kept[case.name]) + "\n")
             file.flush()
-    return _write_results([kept[name] for name in sorted(kept)], problems, dataset, settings, out)
+    return _write_results([kept[name] for name in sorted(kept)], problems, dataset, settings, out, source)
 
 
 def _read_kept(out: Path, header: dict) -> dict[str, dict]:
@@ -156,7 +163,12 @@ def measure_case(case: Case, dataset: Dataset, settings: Settings) -> dict | str
 
 
 def _write_results(
-    records: Sequence[dict], problems: Mapping[str, str], dataset: Dataset, settings: Settings, out: Path
+    records: Sequence[dict],
+    problems: Mapping[str, str],
+    dataset: Dataset,
+    settings: Settings,
+    out: Path,
+    source: Mapping[str, str | None],
 ) -> dict:
     _write_csv(
         out / TABLE,
@@ -179,6 +191,7 @@ def _write_results(
     by_class, foreground = summarize(cases, list(dataset.classes), list(table)) if cases else ({}, {})
     summary = {
         "nnunet_deconver": nnunet_deconver.__version__,
+        "source": source,
         "settings": asdict(settings),
         "policies": policies(settings),
         "definitions": {name: {"unit": metric.unit, "definition": metric.definition} for name, metric in table.items()},

@@ -38,7 +38,7 @@ def folders(tmp_path, number=4, labels=LABELS, highest=2, **changes):
 def evaluate(tmp_path, processes=1, **settings):
     dataset = read_dataset(tmp_path / "pred" / "dataset.json", None, tmp_path / "gt")
     cases, missing, extra = pair_folders(tmp_path / "gt", tmp_path / "pred", ".nii.gz")
-    return runner.evaluate(cases, missing | extra, dataset, Settings(**settings), tmp_path / "out", processes)
+    return runner.evaluate(cases, missing | extra, dataset, Settings(**settings), tmp_path / "out", processes, {})
 
 
 def read_table(tmp_path):
@@ -276,5 +276,5 @@ def test_a_vanished_file_is_the_problem_of_its_case(tmp_path):
     dataset = read_dataset(tmp_path / "pred" / "dataset.json", None, tmp_path / "gt")
     (tmp_path / "pred" / "link.nii.gz").symlink_to(tmp_path / "nowhere")
     case = Case("link", tmp_path / "gt" / "case_0.nii.gz", tmp_path / "pred" / "link.nii.gz")
-    summary = runner.evaluate([case], {}, dataset, Settings(), tmp_path / "out", 1)
+    summary = runner.evaluate([case], {}, dataset, Settings(), tmp_path / "out", 1, {})
     assert "cannot be read" in summary["problems"]["link"]
