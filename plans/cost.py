@@ -94,7 +94,7 @@ def network_cost(
         build_optimizer=build_optimizer,
         groups=stage_modules,
     )
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad():
         network = build_network(False).eval()
         stages = stage_modules(network)
         with FlopCounterMode(display=False) as counter:

@@ -94,7 +94,6 @@ def training_memory(
         ValueError: if the network rejects the patch.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(assume_device(device_type))
         stack.enter_context(FakeTensorMode())
         network = build_network().train()

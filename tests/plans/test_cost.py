@@ -91,6 +91,25 @@ def test_a_stage_by_hand(architecture):
     assert rows["heads"].flops == 2 * 16 * 3 * voxels
 
 
+def test_what_leads_into_a_stage_belongs_to_it(architecture):
+    """Deconver's stem to the highest resolution, its downsamplings to the lower ones."""
+    entry = architecture("deconver", 2)
+    network = build_network(entry, 1, 3, deep_supervision=True)
+    encoder, decoder = network.encoder, network.decoder
+    expected = {
+        "encoder 0": [encoder.stem, encoder.stages[0]],
+        "encoder 1": [encoder.downsamplings[0], encoder.stages[1]],
+        "encoder 2": [encoder.downsamplings[1], encoder.stages[2]],
+        "decoder 1": [decoder.transpconvs[0], decoder.projections[0], decoder.stages[0]],
+        "decoder 0": [decoder.transpconvs[1], decoder.projections[1], decoder.stages[1]],
+        "heads": list(decoder.seg_layers),
+    }
+    found = stage_modules(network)
+    assert list(found) == list(expected)
+    for name, modules in expected.items():
+        assert set(found[name]) == set(modules), name
+
+
 class Pointwise(nn.Module):
     def __init__(self):
         super().__init__()

@@ -8,6 +8,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_deconver import plans as package
 from nnunet_deconver.networks.plans import DECONVER, build_network
+from nnunet_deconver.plans import planners
 from nnunet_deconver.plans.memory import GIB
 from nnunet_deconver.plans.planners import ESTIMATE, make_planner
 
@@ -131,6 +132,47 @@ def test_preprocessed_data_is_shared_with_default_plans_that_are_not_there_yet(p
         own = f"{planned.planner.plans_name}_{name}"
         # The spacing of the low resolution depends on the patch.
         assert entry["data_identifier"] == (own if name == "3d_lowres" else f"nnUNetPlans_{name}")
+
+
+@pytest.mark.parametrize("limit", [2, 5, 1000])
+@pytest.mark.parametrize(
+    "curve",
+    [
+        lambda batch: 1 + batch / 10,
+        lambda batch: 1 + batch**1.1 / 10,  # a straight line from 2 and 4 goes too far
+        lambda batch: 1 + batch**0.9 / 10,  # or not far enough
+        lambda batch: 9 + batch,
+    ],
+    ids=["straight", "convex", "concave", "too-much"],
+)
+def test_the_largest_batch(curve, limit):
+    planner = object.__new__(planners.DeconverPlanner)
+    planner.UNet_min_batch_size, planner.UNet_vram_target_GB = 2, 8
+    planner.memory = lambda architecture, patch_size, batch: SimpleNamespace(peak=curve(batch) * GIB)
+    fitting = [batch for batch in range(2, limit + 1) if curve(batch) <= 8]
+    assert planner._largest_batch_size({}, [16, 16], limit) == max(fitting, default=2)
+
+
+def test_the_search_counts_what_fits_and_little_else():
+    """Of patches much too large, it takes memory to grow with the voxels."""
+    planner = object.__new__(planners.DeconverPlanner)
+    planner.UNet_min_batch_size, planner.UNet_vram_target_GB, planner._known = 2, 8, {}
+    counted = []
+
+    def memory(architecture, patch_size, batch_size):
+        counted.append(patch_size[0])
+        return SimpleNamespace(parameters=0, optimizer=0, peak=GIB * (patch_size[0] / 100) ** 2.9)
+
+    planner.memory = memory
+    for size in range(400, 150, -10):
+        architecture = {"arch_kwargs": {"strides": [2] * (size // 100)}}
+        fits = memory(architecture, [size] * 3, 2).peak <= 8 * GIB
+        counted.pop()
+        found = planner._peak(architecture, [size] * 3)
+        assert (found <= 8 * GIB) == fits
+        if fits:
+            assert counted[-1] == size
+    assert len([size for size in counted if size > 210]) <= 3
 
 
 class TestSmallDataset:
