@@ -52,15 +52,28 @@ def dataset(request, tmp_path_factory, tools):
     return nnunet, number, configuration, raw
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
-def test_train_predict_evaluate(dataset, tiny, tmp_path, trainer):
+def train_predict_evaluate(dataset, tiny, out, trainer: str, plans: str):
     nnunet, number, configuration, raw = dataset
-    chosen = ["-tr", f"{trainer}Tiny", "-p", "tinyPlans", "-device", "cpu"]
+    chosen = ["-tr", trainer, "-p", plans, "-device", "cpu"]
     nnunet.run("nnUNetv2_train", number, configuration, 0, *chosen, **tiny)
-    where = ["-i", raw / "imagesTs", "-o", tmp_path, "--disable_tta", "-npp", 0, "-nps", 0]
+    where = ["-i", raw / "imagesTs", "-o", out, "--disable_tta", "-npp", 0, "-nps", 0]
     nnunet.run("nnUNetv2_predict", "-d", number, "-c", configuration, "-f", 0, *chosen, *where, **tiny)
-    files = ["-djfile", tmp_path / "dataset.json", "-pfile", tmp_path / "plans.json"]
-    nnunet.run("nnUNetv2_evaluate_folder", raw / "labelsTs", tmp_path, *files, "-np", 1)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    files = ["-djfile", out / "dataset.json", "-pfile", out / "plans.json"]
+    nnunet.run("nnUNetv2_evaluate_folder", raw / "labelsTs", out, *files, "-np", 1)
+    summary = json.loads((out / "summary.json").read_text())
     assert len(summary["metric_per_case"]) == 1
     assert summary["foreground_mean"]["n_ref"] > 0
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_train_predict_evaluate(dataset, tiny, tmp_path, trainer):
+    train_predict_evaluate(dataset, tiny, tmp_path, f"{trainer}Tiny", "tinyPlans")
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainerTiny", "nnUNetTrainerDeconverTiny"])
+def test_planned_for_deconver(dataset, tiny, tmp_path, trainer):
+    """As planned, for a GPU that a CPU can stand in for."""
+    nnunet, number, _, _ = dataset
+    plans = "nnUNetDeconver1GBPlans"
+    nnunet.run("nnunet-deconver", "plan", "-d", number, "--gpu-memory", 1)
+    train_predict_evaluate(dataset, tiny, tmp_path, trainer, plans)
