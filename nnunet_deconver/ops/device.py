@@ -1,0 +1,31 @@
+"""The kind of device that paths are chosen for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+_assumed: str | None = None
+
+
+def device_type(tensor: Tensor) -> str:
+    """The type of the device that `tensor` is on, or that `assume_device` names."""
+    return _assumed or tensor.device.type
+
+
+@contextmanager
+def assume_device(type: str) -> Iterator[None]:
+    """Within this context paths are chosen as on a device of that type.
+
+    For planning with fake or meta tensors, on a machine without the device: its operations then run through their fake
+    implementations. Real tensors stay where they are.
+
+    Args:
+        type: such as "cuda".
+    """
+    global _assumed
+    before, _assumed = _assumed, type
+    try:
+        yield
+    finally:
+        _assumed = before
