@@ -14,7 +14,10 @@ from nnunet_deconver.cli.nnunet import nnunetv2_folders, require_nnunetv2
 from nnunet_deconver.cli.trainer_path import export_line
 
 # (folder in nnunetv2 that nnU-Net searches, file written there, module it re-exports)
-TARGETS = (("training/nnUNetTrainer", "nnunet_deconver_trainers.py", "nnunet_deconver.trainers"),)
+TARGETS = (
+    ("training/nnUNetTrainer", "nnunet_deconver_trainers.py", "nnunet_deconver.trainers"),
+    ("experiment_planning/experiment_planners", "nnunet_deconver_planners.py", "nnunet_deconver.plans"),
+)
 
 # The first line of every file written. Files that begin otherwise are somebody else's and never touched, so this line
 # must not change between versions.
@@ -141,8 +144,8 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser = subparsers.add_parser(
         "register",
         help="make the installed nnU-Net find this package's classes",
-        description="Writes one re-export file into the installed nnunetv2, so that nnUNetv2_train -tr and "
-        "nnUNetv2_predict find this package's trainers without any variable set.",
+        description="Writes two re-export files into the installed nnunetv2, so that nnUNetv2_train -tr, "
+        "nnUNetv2_predict -tr and nnUNetv2_plan_experiment -pl find this package's classes without any variable set.",
     )
     parser.set_defaults(run=run)
     parser = subparsers.add_parser(
@@ -160,7 +163,7 @@ def run(args: argparse.Namespace):
     for path in written:
         print(f"wrote {path}")
     if written:
-        print("registered: nnUNetv2_train -tr takes the trainers that `nnunet-deconver list` shows")
+        print("registered: nnUNetv2_train -tr and nnUNetv2_plan_experiment -pl take what `nnunet-deconver list` shows")
     else:
         print(f"already registered and up to date: nnunetv2 at {root}")
 

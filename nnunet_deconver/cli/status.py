@@ -22,7 +22,7 @@ VARIABLES = {
 }
 
 STATES = {
-    "missing": "no",
+    "missing": "no, {path.name} is missing (to add it, run: nnunet-deconver register)",
     "current": "yes: {path}",
     "outdated": "by another version of nnunet-deconver (to update, run: nnunet-deconver register): {path}",
     "foreign": "no; a file not written by nnunet-deconver is in the way: {path}",

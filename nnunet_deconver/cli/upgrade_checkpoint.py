@@ -7,6 +7,7 @@ import math
 import shutil
 from pathlib import Path
 
+from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
 from nnunet_deconver.cli.errors import CommandError
 from nnunet_deconver.cli.nnunet import require_nnunetv2
 
@@ -50,37 +51,17 @@ def read_axes(upsampling: str | None, receptive_field: str | None, head: str | N
     Raises:
         CommandError: if nothing is chosen, or something that does not exist or cannot start as what it replaces.
     """
-    from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
-
-    if receptive_field is not None and upsampling is None:
-        raise CommandError(f"--receptive-field {receptive_field} goes with --upsampling dtc")
-    if upsampling is None and head is None:
+    entry = upsampling_entry(upsampling, receptive_field)
+    head = head_entry(head)
+    if entry is None and head is None:
         raise CommandError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
-    if upsampling not in (None, "dtc"):
+    if entry is not None and entry["name"] != "dtc":
         # The others replace the transposed convolution, whose function they do not contain.
         raise CommandError(f"--upsampling {upsampling}: only dtc can start as the transposed convolution it replaces")
-    if head not in (None, *SEGMENTATION_HEADS.choices):
-        raise CommandError(f"--head {head}: must be one of {', '.join(SEGMENTATION_HEADS.choices)}")
-    entry = None
-    if upsampling is not None:
-        entry = {"name": upsampling}
-        if receptive_field is not None:
-            entry["receptive_field"] = _positive(receptive_field)
-        UPSAMPLINGS.check(entry)
-    if head is None:
-        return entry, None
-    # The classifier to take over has a bias, which NeRDm by itself has not.
-    return entry, {"name": head, "bias": True}
-
-
-def _positive(text: str) -> float | str:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1
-    if not number > 0:
-        raise CommandError(f"--receptive-field {text}: must be a positive number or inf")
-    return "inf" if number == float("inf") else number
+    if head is not None:
+        # The classifier to take over has a bias, which NeRDm by itself has not.
+        head["bias"] = True
+    return entry, head
 
 
 def read_checkpoint(path: Path) -> dict:

@@ -165,6 +165,7 @@ class DeconverEncoder(nn.Module):
     ):
         super().__init__()
         self.strides = strides
+        self.output_channels = features
         stem_kernel = [min(k, 3) for k in kernel_sizes[0]]
         self.stem = conv_op(
             input_channels,

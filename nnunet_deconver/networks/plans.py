@@ -53,6 +53,41 @@ def deconver_architecture(architecture: dict, *, kernel_size: int | None = None)
     return {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
 
 
+def plain_architecture(architecture: dict) -> dict:
+    """The architecture entry of nnU-Net's default network on the stages of `architecture`: what to compare with.
+
+    Args:
+        architecture: entry of any network with nnU-Net's topology arguments.
+
+    Raises:
+        ValueError: if the entry lacks part of the topology.
+    """
+    arch_kwargs = architecture["arch_kwargs"]
+    missing = [key for key in _TOPOLOGY if key not in arch_kwargs]
+    if missing:
+        raise ValueError(f"the arch_kwargs of {architecture['network_class_name']} lack {', '.join(missing)}")
+    n_stages, conv_op = arch_kwargs["n_stages"], arch_kwargs["conv_op"]
+    return {
+        "network_class_name": f"{PACKAGE}.PlainConvUNet",
+        "arch_kwargs": {key: arch_kwargs[key] for key in _TOPOLOGY}
+        | {
+            "kernel_sizes": _at_most_3(arch_kwargs["kernel_sizes"]),
+            "n_conv_per_stage": [2] * n_stages,
+            "n_conv_per_stage_decoder": [2] * (n_stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.InstanceNorm{conv_op[-2:]}",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+    }
+
+
+def _at_most_3(kernels: int | Sequence) -> int | list:
+    return min(kernels, 3) if isinstance(kernels, int) else [_at_most_3(kernel) for kernel in kernels]
+
+
 def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | list[int]:
     if isinstance(kernel, int):
         return kernel if kernel == 1 else kernel_size

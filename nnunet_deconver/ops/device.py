@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+# A plain global, which torch.compile guards on; a context variable would break its graphs.
 _assumed: str | None = None
 
 

@@ -9,19 +9,24 @@ from nnunet_deconver import cli
 from nnunet_deconver.cli import register
 from nnunet_deconver.cli.errors import CommandError
 
-FOLDER = Path("training", "nnUNetTrainer")
-FILE = FOLDER / "nnunet_deconver_trainers.py"
+TRAINERS = Path("training", "nnUNetTrainer", "nnunet_deconver_trainers.py")
+PLANNERS = Path("experiment_planning", "experiment_planners", "nnunet_deconver_planners.py")
+FILES = (TRAINERS, PLANNERS)
+MODULES = {TRAINERS: "nnunet_deconver.trainers", PLANNERS: "nnunet_deconver.plans"}
+
+one_file = pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 
 
 @pytest.fixture
 def root(tmp_path):
-    """An nnunetv2 with the folder that matters here."""
+    """An nnunetv2 with the folders that matter here."""
     root = tmp_path / "site-packages" / "nnunetv2"
-    (root / FOLDER / "__pycache__").mkdir(parents=True)
-    for folder in (root, root / "training", root / FOLDER):
-        (folder / "__init__.py").touch()
-    (root / FOLDER / "nnUNetTrainer.py").touch()
-    (root / FOLDER / "__pycache__" / "nnUNetTrainer.cpython-311.pyc").touch()
+    for file in FILES:
+        (root / file.parent / "__pycache__").mkdir(parents=True)
+        for folder in (root, (root / file).parents[1], (root / file).parent):
+            (folder / "__init__.py").touch()
+        (root / file.with_name("neighbour.py")).touch()
+        (root / file.parent / "__pycache__" / "neighbour.cpython-311.pyc").touch()
     return root
 
 
@@ -37,59 +42,72 @@ def contents(root: Path) -> dict[Path, bytes | None]:
     return {path.relative_to(root): path.read_bytes() if path.is_file() else None for path in root.rglob("*")}
 
 
-def only_state(root: Path) -> str:
-    ((_, _, state),) = register.registration(root)
-    return state
+def states(root: Path) -> dict[Path, str]:
+    return {path.relative_to(root): state for path, _, state in register.registration(root)}
 
 
-def test_writes_one_file_once(root):
+def test_writes_each_file_once(root):
     before = contents(root)
-    assert only_state(root) == "missing"
-    assert register.register(root) == [root / FILE]
-    assert only_state(root) == "current"
-    assert contents(root).keys() - before.keys() == {FILE}
-    first_line = (root / FILE).read_text().splitlines()[0]
-    assert first_line.startswith("#")
-    assert "nnunet-deconver unregister" in first_line
+    assert states(root) == dict.fromkeys(FILES, "missing")
+    assert register.register(root) == [root / file for file in FILES]
+    assert states(root) == dict.fromkeys(FILES, "current")
+    assert contents(root).keys() - before.keys() == set(FILES)
+    for file in FILES:
+        first_line = (root / file).read_text().splitlines()[0]
+        assert first_line.startswith("#")
+        assert "nnunet-deconver unregister" in first_line
+        os.utime(root / file, (0, 0))
 
-    os.utime(root / FILE, (0, 0))
     assert register.register(root) == []
-    assert (root / FILE).stat().st_mtime == 0
+    assert [(root / file).stat().st_mtime for file in FILES] == [0, 0]
 
 
-def test_file_can_be_read_by_whoever_can_read_its_neighbours(root):
+@one_file
+def test_file_can_be_read_by_whoever_can_read_its_neighbours(root, file):
     register.register(root)
-    assert (root / FILE).stat().st_mode == (root / FOLDER / "__init__.py").stat().st_mode
+    assert (root / file).stat().st_mode == (root / file).with_name("__init__.py").stat().st_mode
 
 
-def test_outdated_file_is_updated(root):
-    (root / FILE).write_text(register.MARKER + "from nnunet_deconver.old import *\n")
-    assert only_state(root) == "outdated"
-    assert register.register(root) == [root / FILE]
-    assert only_state(root) == "current"
+@one_file
+def test_outdated_file_is_updated(root, file):
+    """As after an upgrade from a version that wrote less."""
+    register.register(root)
+    (root / file).write_text(register.MARKER + "from nnunet_deconver.old import *\n")
+    assert states(root)[file] == "outdated"
+    assert register.register(root) == [root / file]
+    assert states(root) == dict.fromkeys(FILES, "current")
+
+
+@one_file
+def test_missing_file_is_added(root, file):
+    register.register(root)
+    (root / file).unlink()
+    assert register.register(root) == [root / file]
 
 
 def test_unregister_restores_the_folder(root):
     before = contents(root)
     register.register(root)
-    for tag in ("cpython-310", "cpython-313.opt-1"):
-        (root / FOLDER / "__pycache__" / f"nnunet_deconver_trainers.{tag}.pyc").touch()
-    assert register.unregister(root) == [root / FILE]
+    for file in FILES:
+        for tag in ("cpython-310", "cpython-313.opt-1"):
+            (root / file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc").touch()
+    assert register.unregister(root) == [root / file for file in FILES]
     assert contents(root) == before
     assert register.unregister(root) == []
     assert contents(root) == before
 
 
+@one_file
 @pytest.mark.parametrize("foreign", ["file", "empty file", "folder", "broken link"])
-def test_foreign_file_is_never_touched(root, foreign):
-    path = root / FILE
+def test_foreign_file_is_never_touched(root, foreign, file):
+    path = root / file
     if foreign == "folder":
         path.mkdir()
     elif foreign == "broken link":
         path.symlink_to("nowhere")
     else:
         path.write_text("" if foreign == "empty file" else f"import torch\n{register.MARKER}")
-    (root / FOLDER / "__pycache__" / "nnunet_deconver_trainers.cpython-311.pyc").touch()
+    (root / file.parent / "__pycache__" / f"{file.stem}.cpython-311.pyc").touch()
     before = contents(root)
     with pytest.raises(CommandError, match="not written by nnunet-deconver"):
         register.register(root)
@@ -108,7 +126,7 @@ def test_read_only_folder(root, imported, failing, already, monkeypatch, capsys)
     before = contents(root)
     assert cli.main(["register"]) == 2
     error = capsys.readouterr().err
-    assert str(root / FOLDER) in error
+    assert str((root / TRAINERS).parent) in error
     kept = f"$nnUNet_extTrainer{os.pathsep}" if already else ""
     assert f"export nnUNet_extTrainer={kept}$(nnunet-deconver trainer-path)" in error
     assert contents(root) == before
@@ -121,7 +139,7 @@ def test_unregister_from_read_only_folder(root, imported, monkeypatch, capsys):
     register.register(root)
     monkeypatch.setattr(Path, "unlink", refuse)
     assert cli.main(["unregister"]) == 2
-    assert str(root / FILE) in capsys.readouterr().err
+    assert str(root / TRAINERS) in capsys.readouterr().err
 
 
 def test_nnunetv2_without_the_folder(tmp_path):
@@ -135,10 +153,10 @@ def test_messages(root, imported, capsys):
     for subcommand in ["register", "register", "unregister", "unregister"]:
         assert cli.main([subcommand]) == 0
         outputs.append(capsys.readouterr().out)
-    assert f"wrote {root / FILE}" in outputs[0]
+    assert all(f"wrote {root / file}" in outputs[0] for file in FILES)
     assert "up to date" in outputs[1]
     assert "wrote" not in outputs[1]
-    assert f"removed {root / FILE}" in outputs[2]
+    assert all(f"removed {root / file}" in outputs[2] for file in FILES)
     assert "nothing to remove" in outputs[3]
 
 
@@ -147,7 +165,7 @@ def test_unregister_clears_the_remains_of_an_uninstalled_nnunetv2(root, imported
     # editable clone.
     register.register(root)
     for path in root.rglob("*"):
-        if path.is_file() and path != root / FILE:
+        if path.is_file() and path.relative_to(root) not in FILES:
             path.unlink()
     assert cli.main(["register"]) == 2
     assert cli.main(["unregister"]) == 0
@@ -155,35 +173,36 @@ def test_unregister_clears_the_remains_of_an_uninstalled_nnunetv2(root, imported
     assert root.parent.exists()
 
 
+@one_file
 class TestWrittenModule:
-    """What nnU-Net gets when it imports the file."""
+    """What nnU-Net gets when it imports a file."""
 
     @pytest.fixture
-    def run(self, root):
+    def run(self, root, file):
         register.register(root)
-        code = compile((root / FILE).read_text(), FILE, "exec")
+        code = compile((root / file).read_text(), file, "exec")
 
         def run() -> dict:
-            namespace = {"__name__": "nnunetv2.training.nnUNetTrainer.nnunet_deconver_trainers"}
+            namespace = {"__name__": f"nnunetv2.{'.'.join(file.with_suffix('').parts)}"}
             exec(code, namespace)
             return namespace
 
         return run
 
-    def test_exports_the_trainers(self, run, monkeypatch):
-        trainers = ModuleType("nnunet_deconver.trainers")
-        trainers.__all__ = ["nnUNetTrainerDeconver"]
-        trainers.nnUNetTrainerDeconver = trainers.helper = object()
-        monkeypatch.setitem(sys.modules, "nnunet_deconver.trainers", trainers)
+    def test_exports_what_the_module_does(self, run, file, monkeypatch):
+        module = ModuleType(MODULES[file])
+        module.__all__ = ["Chosen"]
+        module.Chosen = module.helper = object()
+        monkeypatch.setitem(sys.modules, MODULES[file], module)
         namespace = run()
-        assert namespace["nnUNetTrainerDeconver"] is trainers.nnUNetTrainerDeconver
+        assert namespace["Chosen"] is module.Chosen
         assert "helper" not in namespace
 
-    @pytest.mark.parametrize("missing", ["nnunet_deconver", "nnunet_deconver.trainers"])
-    def test_is_empty_once_the_plugin_is_uninstalled(self, run, missing, monkeypatch):
+    @pytest.mark.parametrize("missing", ["package", "module"])
+    def test_is_empty_once_the_plugin_is_uninstalled(self, run, file, missing, monkeypatch):
         # The second is what is missing when the uninstalled package has left a folder behind.
-        monkeypatch.delitem(sys.modules, "nnunet_deconver.trainers", raising=False)
-        monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.delitem(sys.modules, MODULES[file], raising=False)
+        monkeypatch.setitem(sys.modules, "nnunet_deconver" if missing == "package" else MODULES[file], None)
         assert not [name for name in run() if not name.startswith("__")]
 
     @pytest.mark.parametrize(
@@ -195,12 +214,12 @@ class TestWrittenModule:
         ],
         ids=["dependency", "part of the plugin", "name"],
     )
-    def test_hides_no_other_error(self, run, error, monkeypatch):
+    def test_hides_no_other_error(self, run, file, error, monkeypatch):
         class Broken(ModuleType):
             def __getattr__(self, name):
                 raise error
 
-        monkeypatch.setitem(sys.modules, "nnunet_deconver.trainers", Broken("nnunet_deconver.trainers"))
+        monkeypatch.setitem(sys.modules, MODULES[file], Broken(MODULES[file]))
         with pytest.raises(ImportError) as raised:
             run()
         assert raised.value is error

@@ -25,9 +25,10 @@ def not_found():
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """The installed nnunetv2, with the folder that matters here, found by status as the real one is."""
+    """The installed nnunetv2, with the folders that matter here, found by status as the real one is."""
     root = tmp_path / "nnunetv2"
-    (root / "training" / "nnUNetTrainer").mkdir(parents=True)
+    for folder, _, _ in register.TARGETS:
+        (root / folder).mkdir(parents=True)
     (root / "__init__.py").touch()
     module = ModuleType("nnunetv2")
     module.__path__ = [str(root)]
@@ -98,6 +99,14 @@ def test_outdated_file_is_reported_and_works_on(root, show):
     code, _, verdict = show(not_found())
     assert code == 1
     assert "run: nnunet-deconver register" in verdict
+
+
+def test_what_an_older_version_did_not_register_is_named(root, show):
+    register.register(root)
+    (root / "experiment_planning" / "experiment_planners" / "nnunet_deconver_planners.py").unlink()
+    code, report, _ = show(ours())
+    assert code == 0
+    assert "no, nnunet_deconver_planners.py is missing (to add it, run: nnunet-deconver register)" in report
 
 
 @pytest.mark.parametrize("version", ["2.7.1", "3.0.0"])

@@ -141,7 +141,7 @@ def test_a_network_with_the_axes_starts_from_the_upgraded_checkpoint(tmp_path, c
         (("--upsampling", "dtc", "--receptive-field", "nan"), "--receptive-field nan"),
         (("--upsampling", "dtc", "--receptive-field", "wide"), "--receptive-field wide"),
         (("--receptive-field", "2"), "goes with --upsampling"),
-        (("--head", "nerd"), "must be one of nerdm, nerdc"),
+        (("--head", "nerd"), "known are conv, nerdm, nerdc"),
     ],
     ids=str,
 )

@@ -2,7 +2,13 @@ import pytest
 
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc
 from nnunet_deconver.networks import Deconver, PlainConvUNet
-from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture, with_axes
+from nnunet_deconver.networks.plans import (
+    DECONVER,
+    build_network,
+    deconver_architecture,
+    plain_architecture,
+    with_axes,
+)
 
 
 def plain(**changes):
@@ -120,3 +126,36 @@ def test_networks_without_axes_are_named():
     entry = plain() | {"network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM"}
     with pytest.raises(ValueError, match="PrimusM, which has no upsampling to choose"):
         with_axes(entry, upsampling={"name": "dtc"})
+
+
+@pytest.mark.parametrize(
+    "kernel_sizes, expected, built",
+    [
+        ([[1, 3, 3], [3, 3, 3], [5, 5, 5]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]], [(1, 3, 3), (3, 3, 3), (3, 3, 3)]),
+        ([5, 3, 1], [3, 3, 1], [(3, 3, 3), (3, 3, 3), (1, 1, 1)]),
+        (5, 3, [(3, 3, 3)] * 3),
+    ],
+    ids=["per-axis", "per-stage", "one"],
+)
+def test_the_default_network_on_the_stages_of_another(kernel_sizes, expected, built):
+    """nnU-Net's: two convolutions a stage, kernels of 3 at most, none of the other's axes."""
+    entry = deconver_architecture(plain(kernel_sizes=kernel_sizes))
+    entry = with_axes(entry, upsampling={"name": "dtc"}, segmentation_head={"name": "nerdc"})
+    default = plain_architecture(entry)
+    stock = plain() | {"network_class_name": "nnunet_deconver.networks.PlainConvUNet"}
+    del stock["arch_kwargs"]["dropout_op"], stock["arch_kwargs"]["dropout_op_kwargs"]
+    assert default["arch_kwargs"].pop("norm_op") == "torch.nn.InstanceNorm3d"
+    assert default["arch_kwargs"] == {key: value for key, value in stock["arch_kwargs"].items() if key != "norm_op"} | {
+        "kernel_sizes": expected
+    }
+    default = plain_architecture(entry)
+    network = build_network(default, 1, 2, deep_supervision=True)
+    assert type(network) is PlainConvUNet
+    assert [stage[0].convs[0].conv.kernel_size for stage in network.encoder.stages] == built
+
+
+def test_the_default_network_needs_stages():
+    entry = plain() | {"network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM"}
+    del entry["arch_kwargs"]["strides"]
+    with pytest.raises(ValueError, match="PrimusM lack strides"):
+        plain_architecture(entry)

@@ -12,6 +12,7 @@ half precision saturates instead of overflowing:
 import torch
 from torch import Tensor
 
+from nnunet_deconver.ops.device import device_type
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     compute_dtype,
     nonnegative_deconvolution_reference,
@@ -37,7 +38,7 @@ def nonnegative_deconvolution_plain(
 def _fast_layout(values: Tensor) -> Tensor:
     # On a CPU, PyTorch's grouped convolutions in 3D run 2 to 3 times faster on channels that lie side by side
     # (C 16 and 32, ratio 4, 32^3 and 16^3, two cores, torch 2.15).
-    if values.device.type == "cpu" and values.ndim == 5:
+    if device_type(values) == "cpu" and values.ndim == 5:
         return values.contiguous(memory_format=torch.channels_last_3d)
     return values
 

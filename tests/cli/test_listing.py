@@ -1,5 +1,5 @@
 from nnunet_deconver import cli, trainers
-from nnunet_deconver.cli.list_trainers import trainer_lines
+from nnunet_deconver.cli.listing import trainer_lines
 
 
 def test_epoch_variants_share_a_line():
@@ -40,13 +40,13 @@ def test_epoch_variants_share_a_line():
 
     variants = [Trainer_k5_5epochs, Trainer_5epochs, Trainer_1epoch, Trainer_k5_1epoch]
     assert trainer_lines([Trainer, Trainer_k5, *variants, Bare, Other, Other_5epochs]) == [
-        "Trainer     A trainer.",
-        "Trainer_k5  A wider one.",
+        "Trainer     A trainer. [nnU-Net]",
+        "Trainer_k5  A wider one. [nnU-Net]",
         "    each also with _5epochs _1epoch",
         "",
-        "Bare",
+        "Bare         [nnU-Net]",
         "",
-        "Other       Another.",
+        "Other       Another. [nnU-Net]",
         "    each also with _5epochs",
     ]
 
@@ -56,7 +56,7 @@ def test_no_trainers():
 
 
 def test_every_trainer_is_listed_with_a_summary(capsys):
-    assert cli.main(["list"]) == 0
+    assert cli.main(["list", "trainers"]) == 0
     listed = set()
     for paragraph in capsys.readouterr().out.split("\n\n"):
         names, suffixes = [], []

@@ -1,0 +1,129 @@
+"""`nnunet-deconver list`: trainers, planners, presets, upsamplings and heads by name."""
+
+import argparse
+from itertools import groupby
+
+from nnunet_deconver.cli.nnunet import require_nnunetv2
+
+SECTIONS = ("trainers", "planners", "presets", "upsamplings", "heads")
+
+# Where the ideas are published, by what they are called in names.
+SOURCES = {
+    "deconver": "arXiv 2504.00302",
+    "dtc": "arXiv 2601.17939",
+    "nerd": "arXiv 2103.04020",
+    "dysample": "arXiv 2308.15085",
+}
+
+
+def source(name: str) -> str:
+    """Where what a name stands for is published."""
+    name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner").lower()
+    return ", ".join(text for idea, text in SOURCES.items() if idea in name) or "nnU-Net"
+
+
+def described_lines(summaries: dict[str, str]) -> list[str]:
+    """A line for each name: name, summary, source."""
+    width = max(map(len, summaries), default=0)
+    return [f"{name:<{width}}  {summary} [{source(name)}]" for name, summary in summaries.items()]
+
+
+def summary_of(documented: type) -> str:
+    """The first line of a class's docstring."""
+    return (documented.__doc__ or "").strip().partition("\n")[0]
+
+
+def trainer_lines(trainers: list[type]) -> list[str]:
+    """Describes trainers, a line each, in paragraphs of those that have the same epoch variants.
+
+    Args:
+        trainers: trainer classes; variants carry `is_epoch_variant` and derive from their trainer first.
+    """
+    suffixes = {}
+    for trainer in trainers:
+        if getattr(trainer, "is_epoch_variant", False):
+            base = trainer.__bases__[0]
+            suffixes.setdefault(base, []).append(trainer.__name__.removeprefix(base.__name__))
+        else:
+            suffixes.setdefault(trainer, [])
+    width = max((len(trainer.__name__) for trainer in suffixes), default=0)
+    lines = []
+    # "each" in the last line of a paragraph would be wrong for a neighbour without variants: hence paragraphs.
+    for variants, family in groupby(suffixes, key=suffixes.get):
+        if lines:
+            lines.append("")
+        for trainer in family:
+            lines.append(f"{trainer.__name__:<{width}}  {summary_of(trainer)} [{source(trainer.__name__)}]")
+        if variants:
+            lines.append(f"    each also with {' '.join(variants)}")
+    return lines
+
+
+def planner_lines(planners: list[type]) -> list[str]:
+    """Describes planners, a line each; the memory targets of one combination share it."""
+    from nnunet_deconver.plans.planners import MEMORY_TARGETS
+
+    names = {planner.__name__ for planner in planners}
+    further = [label for label in MEMORY_TARGETS if label]
+    bases = [
+        planner
+        for planner in planners
+        if not any(
+            planner.__name__.endswith(label) and planner.__name__.removesuffix(label) in names for label in further
+        )
+    ]
+    targets = ", ".join(f"{label} for {MEMORY_TARGETS[label]} GiB" for label in further)
+    lines = described_lines({planner.__name__: summary_of(planner) for planner in bases})
+    return [*lines, f"    each also with {targets}"]
+
+
+def axis_lines(axis) -> list[str]:
+    """Describes what can be chosen for an axis, the backbone's own first."""
+    summaries = {axis.default: "The backbone's own."}
+    summaries |= {name: summary_of(choice) for name, choice in axis.choices.items()}
+    return described_lines(summaries)
+
+
+def preset_lines() -> list[str]:
+    """Describes the presets, a line each."""
+    from nnunet_deconver.plans.presets import load_preset, preset_names
+
+    presets = [load_preset(name) for name in preset_names()]
+    width = max(len(preset.name) for preset in presets)
+    return [f"{p.name:<{width}}  {p.dimension}D  {p.title} [{p.source['network']}]" for p in presets]
+
+
+def add_parser(subparsers: argparse._SubParsersAction):
+    """Adds the subcommand `list`."""
+    parser = subparsers.add_parser(
+        "list",
+        help="list trainers, planners, presets, upsamplings and heads",
+        description="Lists what this package adds, a line each with where it is published: trainers "
+        "(nnUNetv2_train -tr), planners (nnUNetv2_plan_experiment -pl, once registered), presets, upsamplings and "
+        "heads (nnunet-deconver plan).",
+    )
+    parser.add_argument("what", nargs="?", choices=SECTIONS, help="one of these alone")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    """Prints the lists."""
+    require_nnunetv2()
+    for i, section in enumerate([args.what] if args.what else SECTIONS):
+        if args.what is None:
+            print(f"{chr(10) if i else ''}{section.upper()}\n")
+        print("\n".join(section_lines(section)))
+
+
+def section_lines(section: str) -> list[str]:
+    """The lines of one of `SECTIONS`."""
+    from nnunet_deconver import plans, trainers
+    from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+
+    if section == "trainers":
+        return trainer_lines([getattr(trainers, name) for name in trainers.__all__])
+    if section == "planners":
+        return planner_lines([getattr(plans, name) for name in plans.__all__])
+    if section == "presets":
+        return preset_lines()
+    return axis_lines(UPSAMPLINGS if section == "upsamplings" else SEGMENTATION_HEADS)

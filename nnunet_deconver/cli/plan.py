@@ -1,0 +1,191 @@
+"""`nnunet-deconver plan`: plans of a dataset for a network of this package."""
+
+import argparse
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
+from nnunet_deconver.cli.datasets import dataset_name, variable_folder
+from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.cli.nnunet import require_nnunetv2
+from nnunet_deconver.cli.tables import table
+
+
+def add_parser(subparsers: argparse._SubParsersAction):
+    """Adds the subcommand `plan`."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="plan a dataset for a network of this package",
+        description="Makes a plans file whose patch and batch size suit the network that will be trained: any backbone "
+        "with any upsampling and any head, or a published configuration. nnUNetv2_train -p takes it, with nnU-Net's "
+        "own trainers or this package's. The dataset's fingerprint must be there (nnUNetv2_extract_fingerprint).",
+    )
+    parser.add_argument("-d", "--dataset", required=True, metavar="D", help="number or name of the dataset")
+    parser.add_argument(
+        "--backbone",
+        choices=("deconver", "plain", "residual"),
+        help="plain and residual are nnU-Net's; default: deconver",
+    )
+    parser.add_argument("--upsampling", metavar="NAME", help="dtc, dysample or linear; default: the backbone's own")
+    parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
+    parser.add_argument("--head", metavar="NAME", help="nerdm or nerdc; default: the backbone's own")
+    parser.add_argument(
+        "--preset", metavar="NAME", help="a published configuration (see `list`), or a file like theirs"
+    )
+    parser.add_argument(
+        "--gpu-memory",
+        type=float,
+        default=8,
+        metavar="GIB",
+        help="what training may take; the GPU needs 2 to 4 more; default: 8",
+    )
+    parser.add_argument("--plans-name", metavar="NAME", help="default: one that says what was chosen")
+    parser.add_argument("--overwrite", action="store_true", help="replace plans of that name")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    """Plans the dataset and says what comes next."""
+    require_nnunetv2()
+    chosen = [args.backbone, args.upsampling, args.receptive_field, args.head]
+    if args.preset is not None and any(option is not None for option in chosen):
+        raise CommandError("--preset fixes backbone, upsampling and head; leave --backbone, --upsampling, --head out")
+    if not 0 < args.gpu_memory < float("inf"):
+        raise CommandError(f"--gpu-memory {args.gpu_memory}: must be a positive number of GiB")
+    variable_folder("nnUNet_raw")
+    preprocessed = variable_folder("nnUNet_preprocessed")
+    name = dataset_name(args.dataset)
+    if not (variable_folder("nnUNet_raw") / name).is_dir():
+        raise CommandError(f"-d {args.dataset}: {name} is not in nnUNet_raw, where planning reads its dataset.json")
+    if not (preprocessed / name / "dataset_fingerprint.json").is_file():
+        raise CommandError(
+            f"-d {args.dataset}: {name} has no fingerprint yet; run: nnUNetv2_extract_fingerprint -d {int(name[7:10])}"
+        )
+
+    from nnunet_deconver.plans.planners import make_planner
+    from nnunet_deconver.plans.presets import load_preset
+
+    preset = None
+    try:
+        if args.preset is not None:
+            preset = load_preset(args.preset)
+            planner = preset.planner(args.gpu_memory)
+        else:
+            planner = make_planner(
+                args.backbone or "deconver",
+                upsampling_entry(args.upsampling, args.receptive_field),
+                head_entry(args.head),
+                args.gpu_memory,
+            )
+        plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
+    except FileExistsError as error:
+        raise CommandError(f"{error}; add --overwrite, or --plans-name another") from error
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    path = preprocessed / name / f"{plans['plans_name']}.json"
+    print(f"{'wrote' if changed else 'unchanged:'} {path}\n")
+    print("\n".join(report(plans, preprocessed / name, args.gpu_memory, preset)))
+
+
+def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: bool) -> tuple[dict, bool]:
+    """Runs a planner.
+
+    Args:
+        planner: of `nnunet_deconver.plans`.
+        dataset: full name.
+        plans_name: None for the planner's own.
+        overwrite: replace other plans of that name.
+
+    Returns:
+        The plans, and whether their file changed.
+
+    Raises:
+        FileExistsError: if other plans of that name are there and must stay.
+        ValueError: if the dataset cannot be planned so.
+    """
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
+    from nnunetv2.paths import nnUNet_preprocessed
+    from tqdm import tqdm
+
+    with tqdm(desc="counting training steps", unit="", leave=False, bar_format="{desc}: {n_fmt}") as progress:
+        chosen = type(
+            planner.__name__, (planner,), {"overwrite": overwrite, "on_count": lambda self: progress.update()}
+        )
+        path = Path(nnUNet_preprocessed) / dataset / f"{plans_name or planner.plans_name}.json"
+        before = path.read_text() if path.is_file() else None
+        # nnU-Net prints every plan it tries.
+        with redirect_stdout(io.StringIO()):
+            plans, _ = plan_experiment_dataset(dataset, chosen, overwrite_plans_name=plans_name)
+    return plans, path.read_text() != before
+
+
+def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
+    """What to tell about new plans.
+
+    Args:
+        plans: the plans.
+        folder: of the dataset in nnUNet_preprocessed.
+        gpu_memory: the target in GiB.
+        preset: what they were made from; None if from none.
+    """
+    from nnunet_deconver.plans.planners import ESTIMATE
+
+    def sizes(values) -> str:
+        return " x ".join(f"{value:.4g}" for value in values)
+
+    own = {name: entry for name, entry in plans["configurations"].items() if name in plans[ESTIMATE]}
+    rows, unprocessed = [], []
+    for name, entry in own.items():
+        ready = (folder / entry["data_identifier"]).is_dir()
+        unprocessed += [] if ready else [name]
+        rows.append(
+            {
+                "configuration": name,
+                "patch": sizes(entry["patch_size"]),
+                "batch": str(entry["batch_size"]),
+                "spacing / mm": sizes(entry["spacing"]),
+                "stages": str(entry["architecture"]["arch_kwargs"]["n_stages"]),
+                "training / GiB": f"{plans[ESTIMATE][name]:.2f}",
+                "preprocessed data": f"{entry['data_identifier']}{'' if ready else ' (to be made)'}",
+            }
+        )
+    lines = [table(rows), ""]
+    if preset is not None:
+        configuration = own[preset.configuration]
+        lines += [f"{preset.name}: {preset.title}", f"    source: {preset.source['network']}"]
+        lines += [f"    {note}" for note in preset.notes]
+        lines += [f"note: {sentence}" for sentence in preset_notes(preset, configuration, folder)]
+    lines += [
+        f"note: {name} takes {memory:.2f} GiB, more than the {gpu_memory:g} asked for"
+        for name, memory in plans[ESTIMATE].items()
+        if memory > gpu_memory
+    ]
+    number, plans_name = int(folder.name[7:10]), plans["plans_name"]
+    # The largest that is not a cascade.
+    configuration = next(name for name in ("3d_fullres", "2d") if name in own)
+    lines += ["next:"]
+    if unprocessed:
+        lines += [f"    nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {' '.join(unprocessed)}"]
+    trainer = (
+        " -tr nnUNetTrainerDeconver"
+        if own[configuration]["architecture"]["network_class_name"].endswith(".Deconver")
+        else ""
+    )
+    lines += [
+        f"    nnunet-deconver summary -d {number} -p {plans_name} -c {configuration}",
+        f"    nnUNetv2_train {number} {configuration} 0 -p {plans_name}{trainer}",
+    ]
+    return lines
+
+
+def preset_notes(preset, configuration: dict, folder: Path) -> list[str]:
+    """Where the dataset does not fit a preset."""
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    from nnunet_deconver.cli.datasets import read_json
+    from nnunet_deconver.plans.presets import misfits
+
+    dataset_json = read_json(folder / "dataset.json", "planning copies it from nnUNet_raw")
+    labels = LabelManager(dataset_json["labels"], dataset_json.get("regions_class_order"))
+    return misfits(preset, dataset_json, labels.num_segmentation_heads, configuration)

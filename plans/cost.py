@@ -1,0 +1,182 @@
+"""What a network costs, stage by stage: parameters, FLOPs, memory of training. Nothing is run, no memory taken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_deconver.layers import NonnegativeDeconvolution
+from nnunet_deconver.networks.axes import sizes_per_stage
+from nnunet_deconver.plans.memory import TrainingMemory, sgd, training_memory
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """One row of a table of costs.
+
+    Attributes:
+        name: "encoder 0" is the highest resolution, "decoder 0" likewise, "heads" are the segmentation heads.
+        size: spatial size of its features; empty for the heads, which are of all resolutions.
+        channels: of its features; the classes for the heads.
+        parameters: number of them.
+        flops: 2 x multiply-adds of convolutions and matrix products when one patch is predicted.
+        ndc_flops: the part of `flops` inside the updates of nonnegative deconvolutions, which the paper's tables omit.
+        kept: bytes that a training step keeps for its backward pass, all patches of the batch.
+    """
+
+    name: str
+    size: tuple[int, ...]
+    channels: int
+    parameters: int
+    flops: int
+    ndc_flops: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs.
+
+    Attributes:
+        stages: a row for each encoder and decoder stage and one for the heads; what belongs to none of them (the loss,
+            or parts of a network that is not built as nnU-Net's are) is missing, in the totals it is not.
+        patch_size: voxels of the patch.
+        batch_size: patches of a training step.
+        parameters: number of them, all heads included.
+        flops: of predicting one patch, with one head; see `StageCost`.
+        ndc_flops: likewise.
+        memory: of a training step.
+    """
+
+    stages: list[StageCost]
+    patch_size: tuple[int, ...]
+    batch_size: int
+    parameters: int
+    flops: int
+    ndc_flops: int
+    memory: TrainingMemory
+
+
+def network_cost(
+    build_network: Callable[[bool], nn.Module],
+    *,
+    input_channels: int,
+    num_classes: int,
+    regions: bool,
+    patch_size: Sequence[int],
+    batch_size: int,
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+) -> NetworkCost:
+    """Counts what a network costs.
+
+    Args:
+        build_network: constructs the network, with deep supervision or without.
+        input_channels: see `training_memory`, as for the others.
+        num_classes: as said.
+        regions: as said.
+        patch_size: as said.
+        batch_size: as said.
+        build_optimizer: as said.
+
+    Raises:
+        ValueError: if the network rejects the patch.
+    """
+    memory = training_memory(
+        lambda: build_network(True),
+        input_channels=input_channels,
+        num_classes=num_classes,
+        regions=regions,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        build_optimizer=build_optimizer,
+        groups=stage_modules,
+    )
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), torch.no_grad():
+        network = build_network(False).eval()
+        stages = stage_modules(network)
+        with FlopCounterMode(display=False) as counter:
+            flops = {name: _FlopMeter(counter, modules) for name, modules in stages.items()}
+            updates = {name: _update_meters(counter, modules) for name, modules in stages.items()}
+            network(torch.empty(1, input_channels, *patch_size))
+    sizes = sizes_per_stage(patch_size, network.encoder.strides) if stages else []
+    rows = [
+        StageCost(
+            name=name,
+            size=tuple(int(s) for s in sizes[_level(name)]) if name != HEADS else (),
+            channels=network.decoder.num_classes if name == HEADS else network.encoder.output_channels[_level(name)],
+            parameters=sum(p.numel() for module in modules for p in module.parameters()),
+            flops=flops[name].flops,
+            ndc_flops=updates[name](),
+            kept=memory.kept_by.get(name, 0),
+        )
+        for name, modules in stages.items()
+    ]
+    return NetworkCost(
+        stages=rows,
+        patch_size=tuple(int(s) for s in patch_size),
+        batch_size=batch_size,
+        parameters=sum(p.numel() for p in network.parameters()),
+        flops=counter.get_total_flops(),
+        ndc_flops=sum(row.ndc_flops for row in rows),
+        memory=memory,
+    )
+
+
+HEADS = "heads"
+
+
+def stage_modules(network: nn.Module) -> dict[str, list[nn.Module]]:
+    """The modules of each stage of a network that is built as nnU-Net's are.
+
+    Args:
+        network: with `encoder` and `decoder`, whose children are lists with an entry per stage (of an encoder's list
+            that is one short, the first belongs to the second stage), or belong to the highest resolution.
+
+    Returns:
+        Modules by "encoder 0" (highest resolution), ..., "decoder 0", and "heads"; empty for another network.
+    """
+    encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
+    if not (hasattr(encoder, "strides") and hasattr(encoder, "output_channels") and hasattr(decoder, "seg_layers")):
+        return {}
+    n_stages = len(encoder.strides)
+    stages = {f"encoder {level}": [] for level in range(n_stages)}
+    stages |= {f"decoder {level}": [] for level in reversed(range(n_stages - 1))}
+    for child in encoder.children():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and n_stages - 1 <= len(child) <= n_stages:
+            for i, module in enumerate(child):
+                stages[f"encoder {i + n_stages - len(child)}"].append(module)
+        else:
+            stages["encoder 0"].append(child)
+    for name, child in decoder.named_children():
+        # nnU-Net's decoder holds its encoder too.
+        if name != "seg_layers" and child is not encoder:
+            for i, module in enumerate(child):
+                stages[f"decoder {n_stages - 2 - i}"].append(module)
+    return stages | {HEADS: list(decoder.seg_layers)}
+
+
+def _level(name: str) -> int:
+    return int(name.split()[1])
+
+
+class _FlopMeter:
+    """Sums the FLOPs between the beginning and the end of modules."""
+
+    def __init__(self, counter: FlopCounterMode, modules: Sequence[nn.Module]):
+        self.flops = 0
+        self._counter = counter
+        for module in modules:
+            module.register_forward_pre_hook(lambda *_: self._add(-1))
+            module.register_forward_hook(lambda *_: self._add(1))
+
+    def _add(self, sign: int):
+        self.flops += sign * self._counter.get_total_flops()
+
+
+def _update_meters(counter: FlopCounterMode, modules: Sequence[nn.Module]) -> Callable[[], int]:
+    layers = [m for module in modules for m in module.modules() if isinstance(m, NonnegativeDeconvolution)]
+    whole, sources = _FlopMeter(counter, layers), _FlopMeter(counter, [layer.source for layer in layers])
+    return lambda: whole.flops - sources.flops

@@ -1,0 +1,358 @@
+"""Experiment planners that size patch and batch for the network that will be trained.
+
+They are nnU-Net's planners with two things changed: a configuration's architecture is one of this package, and its size
+is decided by the memory that training it takes (`plans.memory`), not by nnU-Net's count of feature maps, which was
+fitted to nnU-Net's networks. The memory target is the most that PyTorch may allocate, in GiB. As with nnU-Net's own
+presets, a target of 8 is for a GPU of 10 to 12.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
+    ResEncUNetPlanner,
+)
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture, with_axes
+from nnunet_deconver.plans.memory import GIB, TrainingMemory, adamw, sgd, training_memory
+
+# Names of nnU-Net's default plans, whose preprocessed data is shared, and of our record in a plans file.
+DEFAULT_PLANS = "nnUNetPlans"
+ESTIMATE = "estimated_training_memory_GiB"
+
+# Memory targets in GiB by what they add to a name: those of nnU-Net's residual presets M, L and XL.
+MEMORY_TARGETS = {"": 8, "L": 24, "XL": 40}
+
+# What decides how a case is preprocessed, in a configuration and in the plans as a whole.
+_PREPROCESSING = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
+_PREPROCESSING_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
+
+
+class PluginPlanner:
+    """What the planners of this package share; mixed into a planner of nnU-Net.
+
+    Class attributes set the name of the plans and the memory target unless the caller does, and whether plans of the
+    same name that are there already are replaced, as nnU-Net replaces them.
+    """
+
+    plans_name: str
+    memory_target: float = MEMORY_TARGETS[""]
+    overwrite: bool = True
+
+    # nnU-Net passes these by name, and only those it was given.
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        plans_name = self.plans_name if plans_name is None else plans_name
+        if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
+            raise ValueError(
+                f"a plans name is a file name without '__', on which nnU-Net splits names; got {plans_name!r}"
+            )
+        target = self.memory_target if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
+        if not (math.isfinite(target) and target > 0):
+            raise ValueError(f"the GPU memory target must be a positive number of GiB, got {target}")
+        super().__init__(
+            dataset_name_or_id, target, preprocessor_name, plans_name, overwrite_target_spacing, suppress_transpose
+        )
+        self._memory = {}
+        self.labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+
+    def architecture(self, architecture: dict) -> dict:
+        """The architecture entry of this planner's network, given the one nnU-Net's planner makes."""
+        raise NotImplementedError
+
+    def memory(self, architecture: dict, patch_size, batch_size: int) -> TrainingMemory:
+        """The memory of training the network an architecture entry names."""
+        key = json.dumps([architecture, list(map(int, patch_size)), int(batch_size)])
+        if key not in self._memory:
+            self._memory[key] = self._count_memory(architecture, patch_size, batch_size)
+        return self._memory[key]
+
+    def on_count(self):
+        """Called for each training step counted; for showing progress."""
+
+    def _count_memory(self, architecture: dict, patch_size, batch_size: int) -> TrainingMemory:
+        self.on_count()
+        channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
+        return training_memory(
+            partial(build_network, architecture, channels, self.labels.num_segmentation_heads, deep_supervision=True),
+            input_channels=channels,
+            num_classes=self.labels.num_segmentation_heads,
+            regions=self.labels.has_regions,
+            patch_size=[int(size) for size in patch_size],
+            batch_size=int(batch_size),
+            build_optimizer=adamw if architecture["network_class_name"] == DECONVER else sgd,
+        )
+
+    def save_plans(self, plans: dict):
+        """Writes the plans file; configurations of it that a person added stay, as in nnU-Net.
+
+        Raises:
+            FileExistsError: if other plans of this name are there and `overwrite` is off.
+        """
+        recursive_fix_for_json_export(plans)
+        plans[ESTIMATE] = {
+            name: round(self.memory(entry["architecture"], entry["patch_size"], entry["batch_size"]).peak / GIB, 2)
+            for name, entry in plans["configurations"].items()
+            if "architecture" in entry
+        }
+        folder = Path(nnUNet_preprocessed) / self.dataset_name
+        self._share_preprocessed_data(plans, folder)
+        # As it will be read: tuples are lists.
+        plans = json.loads(json.dumps(plans))
+        path = folder / f"{self.plans_identifier}.json"
+        if path.is_file():
+            found = json.loads(path.read_text())
+            plans["configurations"] = found["configurations"] | plans["configurations"]
+            if found == plans:
+                return
+            if not self.overwrite:
+                raise FileExistsError(f"{path} exists and has other settings")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(plans, indent=4))
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def _share_preprocessed_data(self, plans: dict, folder: Path):
+        # A configuration that is preprocessed as that of the default plans uses the same data. Where those were never
+        # made, they would come out as planned here, the low resolution aside, whose spacing depends on the patch.
+        path = folder / f"{DEFAULT_PLANS}.json"
+        default = json.loads(path.read_text()) if path.is_file() else None
+        as_default = self.overwrite_target_spacing is None and self.preprocessor_name == "DefaultPreprocessor"
+        for name, entry in plans["configurations"].items():
+            if "data_identifier" not in entry:
+                continue
+            if default is None:
+                if as_default and name != "3d_lowres":
+                    entry["data_identifier"] = f"{DEFAULT_PLANS}_{name}"
+            elif _preprocessing(plans, name) == _preprocessing(default, name):
+                entry["data_identifier"] = default["configurations"][name]["data_identifier"]
+
+
+def _preprocessing(plans: dict, configuration: str) -> str | None:
+    entry = plans["configurations"].get(configuration)
+    if entry is None:
+        return None
+    chosen = [entry.get(key) for key in _PREPROCESSING] + [plans.get(key) for key in _PREPROCESSING_OF_PLANS]
+    return json.dumps(chosen, sort_keys=True)
+
+
+class MemoryPlanner(PluginPlanner):
+    """Plans the largest patch, and then the largest batch, whose training fits the memory target.
+
+    Class attributes set the axes of the network, see `networks.axes`; None for the backbone's own.
+    """
+
+    upsampling: dict | None = None
+    segmentation_head: dict | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        UPSAMPLINGS.check(self.upsampling)
+        SEGMENTATION_HEADS.check(self.segmentation_head)
+        # nnU-Net compares its estimate for a reference batch with reference * target / reference's GB, which with
+        # these is the target in bytes, for the smallest batch.
+        self.UNet_reference_val_2d = self.UNet_reference_val_3d = GIB
+        self.UNet_reference_val_corresp_GB = 1
+        self.UNet_reference_val_corresp_bs_2d = self.UNet_reference_val_corresp_bs_3d = self.UNet_min_batch_size
+        self._known = {}
+
+    def architecture(self, architecture: dict) -> dict:
+        """The same network with this planner's axes."""
+        return with_axes(architecture, upsampling=self.upsampling, segmentation_head=self.segmentation_head)
+
+    def static_estimate_VRAM_usage(
+        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    ) -> float:
+        """Bytes of training with the smallest batch, which nnU-Net's search for a patch compares with the target.
+
+        Raises:
+            ValueError: if it exceeds the target and the patch cannot become smaller.
+        """
+        entry = {
+            "network_class_name": arch_class_name,
+            "arch_kwargs": arch_kwargs,
+            "_kw_requires_import": list(arch_kwargs_req_import),
+        }
+        patch_size = self.network_patch_size(patch_size)
+        peak = self._peak(self.architecture(entry), patch_size)
+        if peak > self._target and arch_kwargs["n_stages"] <= 3:
+            raise ValueError(
+                f"the GPU memory target of {self.UNet_vram_target_GB:g} GiB is too small: training on patches of "
+                f"{' x '.join(str(int(size)) for size in patch_size)} with batch size {self.UNet_min_batch_size} takes "
+                f"{peak / GIB:.2f} GiB, and smaller patches leave fewer than 3 resolutions; raise the target"
+            )
+        return peak
+
+    def get_plans_for_configuration(
+        self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+    ) -> dict:
+        """nnU-Net's configuration with this planner's network, and the batch size that fits it."""
+        plan = super().get_plans_for_configuration(
+            spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        )
+        patch_size = plan["patch_size"] = self.network_patch_size(plan["patch_size"])
+        plan["architecture"] = self.architecture(plan["architecture"])
+        # As nnU-Net: a batch covers 5 % of the dataset at most, but has two patches.
+        limit = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(map(float, patch_size)))
+        limit = max(limit, self.UNet_min_batch_size)
+        memory = self.memory(plan["architecture"], patch_size, self.UNet_min_batch_size)
+        fixed = memory.parameters + memory.optimizer
+        per_image = (memory.peak - fixed) / self.UNet_min_batch_size
+        batch_size = max(min(int((self._target - fixed) / per_image), limit), self.UNet_min_batch_size)
+        while (
+            batch_size > self.UNet_min_batch_size
+            and self.memory(plan["architecture"], patch_size, batch_size).peak > self._target
+        ):
+            batch_size -= 1
+        plan["batch_size"] = batch_size
+        return plan
+
+    def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
+        """The patch that the network takes in place of the one nnU-Net found."""
+        return patch_size
+
+    @property
+    def _target(self) -> float:
+        return self.UNet_vram_target_GB * GIB
+
+    def _peak(self, architecture: dict, patch_size) -> float:
+        # Counting takes half a second, and a search passes hundreds of patches, most of them much too large. As long as
+        # the stages stay the same, all but the parameters grows with the number of voxels: close enough for those.
+        stages = str(architecture["arch_kwargs"]["strides"])
+        voxels = math.prod(map(int, patch_size))
+        if stages in self._known:
+            known_voxels, fixed, peak = self._known[stages]
+            scaled = fixed + (peak - fixed) * voxels / known_voxels
+            if not 0.9 < scaled / self._target < 1.1:
+                return scaled
+        memory = self.memory(architecture, patch_size, self.UNet_min_batch_size)
+        self._known[stages] = voxels, memory.parameters + memory.optimizer, memory.peak
+        return memory.peak
+
+
+class DeconverPlanner(MemoryPlanner, ExperimentPlanner):
+    """Plans for Deconver: the paper's features, up to 512, and one block a stage."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.UNet_max_features_3d = 512
+
+    def architecture(self, architecture: dict) -> dict:
+        """Deconver with the stages of nnU-Net's network, and this planner's axes."""
+        return super().architecture(deconver_architecture(architecture))
+
+
+class PlainPlanner(MemoryPlanner, ExperimentPlanner):
+    """Plans for nnU-Net's plain network with axes."""
+
+
+class ResidualPlanner(MemoryPlanner, ResEncUNetPlanner):
+    """Plans for nnU-Net's network with a residual encoder and axes."""
+
+
+# Backbones by the name a person chooses them with: the planner, and what the backbone is called in names.
+BACKBONES = {
+    "deconver": (DeconverPlanner, "Deconver"),
+    "plain": (PlainPlanner, "Plain"),
+    "residual": (ResidualPlanner, "ResEnc"),
+}
+_LABELS = {"dtc": "DTC", "dysample": "DySample", "nerdm": "NeRDm", "nerdc": "NeRDc"}
+
+
+def make_planner(
+    backbone: str,
+    upsampling: dict | None = None,
+    segmentation_head: dict | None = None,
+    memory_target: float = MEMORY_TARGETS[""],
+) -> type[MemoryPlanner]:
+    """The planner of a combination.
+
+    Args:
+        backbone: key of `BACKBONES`.
+        upsampling: entry of the axis, see `networks.axes`.
+        segmentation_head: likewise.
+        memory_target: GiB.
+
+    Returns:
+        A class named nnUNetPlanner<combination>, whose plans are named nnUNet<combination>Plans.
+
+    Raises:
+        ValueError: if an entry names no choice.
+    """
+    UPSAMPLINGS.check(upsampling)
+    SEGMENTATION_HEADS.check(segmentation_head)
+    planner, label = BACKBONES[backbone]
+    axes = [_label(entry) for entry in (upsampling, segmentation_head) if entry is not None]
+    # Plans of the plain network are named after its axes, as its trainers are.
+    combination = "".join(axes if axes and backbone == "plain" else [label, *axes]) + _target_label(memory_target)
+    what = " + ".join(["nnU-Net's own network" if backbone == "plain" else label, *axes])
+    return type(
+        f"nnUNetPlanner{combination}",
+        (planner,),
+        {
+            "__module__": __name__,
+            "__doc__": f"{what}, sized for {memory_target:g} GiB.",
+            "upsampling": upsampling,
+            "segmentation_head": segmentation_head,
+            "memory_target": memory_target,
+            "plans_name": f"nnUNet{combination}Plans",
+        },
+    )
+
+
+def _label(entry: dict) -> str:
+    options = "".join(
+        f"{''.join(part[0] for part in key.split('_'))}{value}" for key, value in entry.items() if key != "name"
+    )
+    return _LABELS.get(entry["name"], entry["name"].capitalize()) + options.replace(".", "p")
+
+
+def _target_label(memory_target: float) -> str:
+    labels = {target: label for label, target in MEMORY_TARGETS.items()}
+    return labels.get(memory_target, f"{memory_target:g}GB".replace(".", "p"))
+
+
+_DTC, _NERDM, _NERDC = {"name": "dtc"}, {"name": "nerdm"}, {"name": "nerdc"}
+_COMBINATIONS = (
+    ("deconver", None, None),
+    ("deconver", _DTC, None),
+    ("deconver", None, _NERDC),
+    ("deconver", _DTC, _NERDC),
+    ("plain", _DTC, None),
+    ("plain", None, _NERDM),
+    ("plain", None, _NERDC),
+    ("residual", _DTC, None),
+    ("residual", None, _NERDM),
+    ("residual", None, _NERDC),
+)
+_PLANNERS = [make_planner(*axes, target) for axes in _COMBINATIONS for target in MEMORY_TARGETS.values()]
+globals().update({planner.__name__: planner for planner in _PLANNERS})
+__all__ = [planner.__name__ for planner in _PLANNERS]

@@ -1,0 +1,210 @@
+"""The configurations the papers publish, `presets/*.json`, and how they are planned for a dataset."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonschema import Draft202012Validator
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, make_planner
+
+_FOLDER = Path(__file__).parent
+# From this ratio on nnU-Net calls the spacings of two axes different, and kernels flat.
+_ANISOTROPIC = 2
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published configuration.
+
+    Attributes:
+        name: that of its file.
+        title: what it is, in a line.
+        source: where `network` and `training` are published.
+        notes: what the source leaves open.
+        dimension: 2 or 3.
+        input_channels: of the published network; a dataset has its own.
+        num_classes: likewise, output channels.
+        regions: whether each has a sigmoid of its own, rather than all one softmax.
+        patch_size: voxels; None where it is planned for the memory target.
+        batch_size: likewise.
+        architecture: entry as in a plans file; None where the stages are planned for the dataset.
+        planned: then, arguments of `planners.make_planner`.
+        published: `parameters_M` and `kflops_per_voxel` as printed, where they are.
+    """
+
+    name: str
+    title: str
+    source: dict[str, str]
+    dimension: int
+    input_channels: int
+    num_classes: int
+    regions: bool
+    patch_size: list[int] | None
+    batch_size: int | None
+    notes: Sequence[str] = ()
+    architecture: dict | None = None
+    planned: dict | None = None
+    published: dict[str, float] | None = None
+
+    @property
+    def configuration(self) -> str:
+        """nnU-Net's name of the configuration it plans."""
+        return "3d_fullres" if self.dimension == 3 else "2d"
+
+    def planner(self, memory_target: float = MEMORY_TARGETS[""]) -> type[MemoryPlanner]:
+        """The planner of this preset.
+
+        Args:
+            memory_target: GiB, for what the preset leaves open.
+        """
+        plans_name = "nnUNetPreset" + "".join(part.capitalize() for part in self.name.split("-")) + "Plans"
+        namespace = {"plans_name": plans_name, "memory_target": memory_target, "__doc__": self.title}
+        if self.architecture is None:
+            return type("PresetPlanner", (make_planner(**self.planned),), namespace)
+        return type("PresetPlanner", (PresetPlanner,), namespace | {"preset": self})
+
+
+def load_preset(name_or_path: str) -> Preset:
+    """Reads a preset.
+
+    Args:
+        name_or_path: name of one of this package, or path of a JSON file of the same form.
+
+    Raises:
+        ValueError: if there is none, or it is not valid.
+    """
+    path = _FOLDER / "presets" / f"{name_or_path}.json"
+    if "/" in name_or_path or name_or_path.endswith(".json") or not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"preset {name_or_path!r} is neither one of {', '.join(preset_names())}, nor the path of a JSON file"
+        )
+    try:
+        entries = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"preset {path} is not valid JSON: {error}") from error
+    errors = sorted(_VALIDATOR.iter_errors(entries), key=lambda error: list(map(str, error.absolute_path)))
+    if errors:
+        where = ".".join(map(str, errors[0].absolute_path)) or "the file"
+        raise ValueError(f"preset {path} is not valid: {where}: {errors[0].message}")
+    preset = Preset(name=path.stem, **entries)
+    try:
+        _check(preset)
+    except ValueError as error:
+        raise ValueError(f"preset {path} is not valid: {error}") from error
+    return preset
+
+
+def preset_names() -> list[str]:
+    """Names of the presets of this package."""
+    return sorted(path.stem for path in (_FOLDER / "presets").glob("*.json"))
+
+
+_VALIDATOR = Draft202012Validator(json.loads((_FOLDER / "preset.schema.json").read_text()))
+
+
+def _check(preset: Preset):
+    """What a schema cannot say."""
+    arch_kwargs = preset.architecture["arch_kwargs"] if preset.architecture else preset.planned
+    UPSAMPLINGS.check(arch_kwargs.get("upsampling"))
+    SEGMENTATION_HEADS.check(arch_kwargs.get("segmentation_head"))
+    if preset.architecture is None:
+        return
+    for key in ("features_per_stage", "kernel_sizes", "strides"):
+        if len(arch_kwargs[key]) != arch_kwargs["n_stages"]:
+            raise ValueError(f"{key} must have {arch_kwargs['n_stages']} entries, as n_stages says")
+    per_axis = [*arch_kwargs["kernel_sizes"], *arch_kwargs["strides"]]
+    per_axis += [preset.patch_size] if preset.patch_size else []
+    if any(len(entry) != preset.dimension for entry in per_axis):
+        raise ValueError(f"kernel_sizes, strides and patch_size must have {preset.dimension} axes, as dimension says")
+    if preset.patch_size and any(size % t for size, t in zip(preset.patch_size, total_strides(preset), strict=True)):
+        raise ValueError(f"patch_size must be divisible by the total strides {total_strides(preset)}")
+
+
+def total_strides(preset: Preset) -> list[int]:
+    """By how much the lowest resolution is lower than the highest, per axis."""
+    return [math.prod(axis) for axis in zip(*preset.architecture["arch_kwargs"]["strides"], strict=True)]
+
+
+def misfits(preset: Preset, dataset_json: dict, num_heads: int, configuration: dict) -> list[str]:
+    """Where a dataset differs from the one a preset was made for, a sentence each.
+
+    Args:
+        preset: the preset.
+        dataset_json: nnU-Net's description of the dataset.
+        num_heads: output channels for the dataset.
+        configuration: the planned one.
+    """
+    found = []
+    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    if channels != preset.input_channels:
+        found.append(f"the dataset has {channels} input channels, the preset's {preset.input_channels}")
+    if num_heads != preset.num_classes:
+        found.append(f"the dataset needs {num_heads} output channels, the preset's {preset.num_classes}")
+    shape = [round(size) for size in configuration["median_image_size_in_voxels"]]
+    if any(patch > size for patch, size in zip(configuration["patch_size"], shape, strict=True)):
+        found.append(
+            f"the patch {configuration['patch_size']} is larger than the median image {shape}, which will be padded"
+        )
+    spacing = configuration["spacing"]
+    if preset.architecture and max(spacing) > _ANISOTROPIC * min(spacing):
+        found.append(
+            f"the spacing {[round(float(s), 3) for s in spacing]} is anisotropic, the preset's kernels and strides are "
+            "the same along all axes"
+        )
+    return found
+
+
+class PresetPlanner(MemoryPlanner, ExperimentPlanner):
+    """Plans the network of a preset, whatever the dataset; patch and batch too, where the preset has them."""
+
+    preset: Preset
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.lowres_creation_threshold = 0  # a preset is one configuration
+
+    def architecture(self, architecture: dict) -> dict:
+        """The preset's."""
+        return self.preset.architecture
+
+    def network_patch_size(self, patch_size: Sequence[int]) -> list[int]:
+        """The preset's patch, or the next larger one that the preset's strides divide."""
+        if self.preset.patch_size:
+            return self.preset.patch_size
+        return [math.ceil(size / t) * t for size, t in zip(patch_size, total_strides(self.preset), strict=True)]
+
+    def static_estimate_VRAM_usage(self, patch_size, *args, **kwargs) -> float:
+        """See `MemoryPlanner`; nothing, where there is nothing to search for."""
+        if self.preset.patch_size or len(patch_size) != self.preset.dimension:
+            return 1
+        return super().static_estimate_VRAM_usage(patch_size, *args, **kwargs)
+
+    def get_plans_for_configuration(self, spacing, *args, **kwargs) -> dict:
+        """See `MemoryPlanner`; the batch is the preset's, where it has one."""
+        if len(spacing) != self.preset.dimension:
+            # nnU-Net insists; `save_plans` drops it.
+            return ExperimentPlanner.get_plans_for_configuration(self, spacing, *args, **kwargs)
+        plan = super().get_plans_for_configuration(spacing, *args, **kwargs)
+        return plan | ({"batch_size": self.preset.batch_size} if self.preset.batch_size else {})
+
+    def save_plans(self, plans: dict):
+        """See `PluginPlanner`.
+
+        Raises:
+            ValueError: if the preset is of another dimension than the dataset.
+        """
+        dimension = 3 if "3d_fullres" in plans["configurations"] else 2
+        if dimension != self.preset.dimension:
+            raise ValueError(
+                f"preset {self.preset.name} is {self.preset.dimension}D, {self.dataset_name} is {dimension}D; take a "
+                f"{dimension}D preset (`nnunet-deconver list` shows them), or plan without one"
+            )
+        plans["configurations"] = {self.preset.configuration: plans["configurations"][self.preset.configuration]}
+        super().save_plans(plans)
