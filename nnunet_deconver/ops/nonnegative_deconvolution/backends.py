@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunet_deconver.ops.device import device_type
-from nnunet_deconver.ops.nonnegative_deconvolution import triton_update
+from nnunet_deconver.ops.nonnegative_deconvolution import depthwise_update, triton_update
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import nonnegative_deconvolution_plain
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_arguments
 
@@ -24,10 +24,11 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "plain": Backend(nonnegative_deconvolution_plain, lambda x, source, filter, groups, iterations: None),
+    "depthwise": Backend(depthwise_update.nonnegative_deconvolution_depthwise, depthwise_update.obstacle),
     "triton": Backend(triton_update.nonnegative_deconvolution_triton, triton_update.obstacle),
 }
 # By type of device; "plain" elsewhere, and where the preferred one meets an obstacle.
-PREFERRED = {"cuda": "triton"}
+PREFERRED = {"cpu": "depthwise", "cuda": "triton"}
 
 
 def nonnegative_deconvolution(
@@ -51,8 +52,9 @@ def nonnegative_deconvolution(
         groups: number of groups the channels are split into.
         iterations: number of updates.
         eps: added to numerator and denominator.
-        backend: "plain", PyTorch's convolutions; "triton", fused kernels for CUDA devices, without second
-            derivatives; None for the fastest that can compute it.
+        backend: "plain", PyTorch's convolutions; "depthwise", the same arranged for CPUs and for a group per channel;
+            "triton", fused kernels for CUDA devices (both without second derivatives); None for the fastest that can
+            compute it.
 
     Returns:
         The updated source, (B, E, *S), in the dtype of `source`, computed in float32 at least. Values that

@@ -25,14 +25,14 @@ def nonnegative_deconvolution_plain(
     """`backends.nonnegative_deconvolution`, for any arguments that it accepts."""
     dtype = compute_dtype(x, source, filter)
     updated = nonnegative_deconvolution_reference(
-        _fast_layout(_Widen.apply(x, dtype)),
-        _fast_layout(_Widen.apply(source, dtype)),
-        _Widen.apply(filter, dtype),
+        _fast_layout(widen(x, dtype)),
+        _fast_layout(widen(source, dtype)),
+        widen(filter, dtype),
         groups=groups,
         iterations=iterations,
         eps=eps,
     )
-    return _narrow(updated, source.dtype)
+    return narrow(updated, source.dtype)
 
 
 def _fast_layout(values: Tensor) -> Tensor:
@@ -43,15 +43,19 @@ def _fast_layout(values: Tensor) -> Tensor:
     return values
 
 
-def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+def widen(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts to a wider dtype, with a gradient that saturates on its way back."""
+    return _Widen.apply(values, dtype)
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts to a narrower dtype: what exceeds its largest value becomes that."""
     if dtype.itemsize < values.dtype.itemsize:
         values = values.clamp(max=torch.finfo(dtype).max)
     return values.to(dtype)
 
 
 class _Widen(torch.autograd.Function):
-    """Cast to a wider dtype whose gradient saturates on its way back."""
-
     @staticmethod
     def forward(ctx, values: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = values.dtype
