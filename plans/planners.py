@@ -81,6 +81,10 @@ class PluginPlanner:
         self._memory = {}
         self.labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
 
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """The plans' own preprocessed data, as long as it is not known to be that of the default plans."""
+        return f"{self.plans_identifier}_{configuration_name}"
+
     def architecture(self, architecture: dict) -> dict:
         """The architecture entry of this planner's network, given the one nnU-Net's planner makes."""
         raise NotImplementedError
@@ -145,7 +149,11 @@ class PluginPlanner:
         # made, they would come out as planned here, the low resolution aside, whose spacing depends on the patch.
         path = folder / f"{DEFAULT_PLANS}.json"
         default = json.loads(path.read_text()) if path.is_file() else None
-        as_default = self.overwrite_target_spacing is None and self.preprocessor_name == "DefaultPreprocessor"
+        as_default = (
+            self.overwrite_target_spacing is None
+            and not self.suppress_transpose
+            and self.preprocessor_name == "DefaultPreprocessor"
+        )
         for name, entry in plans["configurations"].items():
             if "data_identifier" not in entry:
                 continue
@@ -194,7 +202,7 @@ class MemoryPlanner(PluginPlanner):
         """Bytes of training with the smallest batch, which nnU-Net's search for a patch compares with the target.
 
         Raises:
-            ValueError: if it exceeds the target and the patch cannot become smaller.
+            ValueError: if it exceeds the target where the patch is so small that it leaves 2 resolutions.
         """
         entry = {
             "network_class_name": arch_class_name,
@@ -203,11 +211,11 @@ class MemoryPlanner(PluginPlanner):
         }
         patch_size = self.network_patch_size(patch_size)
         peak = self._peak(self.architecture(entry), patch_size)
-        if peak > self._target and arch_kwargs["n_stages"] <= 3:
+        if peak > self._target and arch_kwargs["n_stages"] < 3:
             raise ValueError(
                 f"the GPU memory target of {self.UNet_vram_target_GB:g} GiB is too small: training on patches of "
                 f"{' x '.join(str(int(size)) for size in patch_size)} with batch size {self.UNet_min_batch_size} takes "
-                f"{peak / GIB:.2f} GiB, and smaller patches leave fewer than 3 resolutions; raise the target"
+                f"{peak / GIB:.2f} GiB already; raise the target"
             )
         return peak
 
@@ -222,18 +230,26 @@ class MemoryPlanner(PluginPlanner):
         plan["architecture"] = self.architecture(plan["architecture"])
         # As nnU-Net: a batch covers 5 % of the dataset at most, but has two patches.
         limit = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(map(float, patch_size)))
-        limit = max(limit, self.UNet_min_batch_size)
-        memory = self.memory(plan["architecture"], patch_size, self.UNet_min_batch_size)
-        fixed = memory.parameters + memory.optimizer
-        per_image = (memory.peak - fixed) / self.UNet_min_batch_size
-        batch_size = max(min(int((self._target - fixed) / per_image), limit), self.UNet_min_batch_size)
-        while (
-            batch_size > self.UNet_min_batch_size
-            and self.memory(plan["architecture"], patch_size, batch_size).peak > self._target
-        ):
-            batch_size -= 1
-        plan["batch_size"] = batch_size
+        plan["batch_size"] = self._largest_batch_size(plan["architecture"], patch_size, limit)
         return plan
+
+    def _largest_batch_size(self, architecture: dict, patch_size: Sequence[int], limit: int) -> int:
+        smallest = self.UNet_min_batch_size
+        if limit <= smallest:
+            return smallest
+
+        def peak(batch_size: int) -> int:
+            return self.memory(architecture, patch_size, batch_size).peak
+
+        # Nearly linear in the batch, so a straight line comes close; the rest is tried.
+        per_image = (peak(2 * smallest) - peak(smallest)) / smallest
+        batch_size = smallest + int((self._target - peak(smallest)) / per_image)
+        batch_size = max(min(batch_size, limit), smallest)
+        while batch_size > smallest and peak(batch_size) > self._target:
+            batch_size -= 1
+        while batch_size < limit and peak(batch_size + 1) <= self._target:
+            batch_size += 1
+        return batch_size
 
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
         """The patch that the network takes in place of the one nnU-Net found."""
@@ -244,17 +260,19 @@ class MemoryPlanner(PluginPlanner):
         return self.UNet_vram_target_GB * GIB
 
     def _peak(self, architecture: dict, patch_size) -> float:
-        # Counting takes half a second, and a search passes hundreds of patches, most of them much too large. As long as
-        # the stages stay the same, all but the parameters grows with the number of voxels: close enough for those.
-        stages = str(architecture["arch_kwargs"]["strides"])
+        # Counting takes half a second, and a search passes hundreds of patches, most of them much too large. All but
+        # the parameters grows with the number of voxels, closely where the stages stay the same, roughly where not.
+        # What fits is always counted.
+        stages, rank = str(architecture["arch_kwargs"]["strides"]), len(patch_size)
         voxels = math.prod(map(int, patch_size))
-        if stages in self._known:
-            known_voxels, fixed, peak = self._known[stages]
-            scaled = fixed + (peak - fixed) * voxels / known_voxels
-            if not 0.9 < scaled / self._target < 1.1:
-                return scaled
+        for known, margin in ((stages, 1.1), (rank, 2)):
+            if known in self._known:
+                known_voxels, fixed, peak = self._known[known]
+                scaled = fixed + (peak - fixed) * voxels / known_voxels
+                if scaled > margin * self._target:
+                    return scaled
         memory = self.memory(architecture, patch_size, self.UNet_min_batch_size)
-        self._known[stages] = voxels, memory.parameters + memory.optimizer, memory.peak
+        self._known[stages] = self._known[rank] = voxels, memory.parameters + memory.optimizer, memory.peak
         return memory.peak
 
 

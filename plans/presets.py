@@ -63,10 +63,15 @@ class Preset:
             memory_target: GiB, for what the preset leaves open.
         """
         plans_name = "nnUNetPreset" + "".join(part.capitalize() for part in self.name.split("-")) + "Plans"
-        namespace = {"plans_name": plans_name, "memory_target": memory_target, "__doc__": self.title}
+        namespace = {
+            "preset": self,
+            "plans_name": plans_name,
+            "memory_target": memory_target,
+            "__doc__": self.title,
+        }
         if self.architecture is None:
-            return type("PresetPlanner", (make_planner(**self.planned),), namespace)
-        return type("PresetPlanner", (PresetPlanner,), namespace | {"preset": self})
+            return type("PresetPlanner", (_ForPreset, make_planner(**self.planned)), namespace)
+        return type("PresetPlanner", (PresetPlanner,), namespace)
 
 
 def load_preset(name_or_path: str) -> Preset:
@@ -161,10 +166,27 @@ def misfits(preset: Preset, dataset_json: dict, num_heads: int, configuration: d
     return found
 
 
-class PresetPlanner(MemoryPlanner, ExperimentPlanner):
-    """Plans the network of a preset, whatever the dataset; patch and batch too, where the preset has them."""
+class _ForPreset:
+    """Refuses datasets without the configuration of a preset; mixed into a planner."""
 
     preset: Preset
+
+    def save_plans(self, plans: dict):
+        """See `PluginPlanner`.
+
+        Raises:
+            ValueError: if the preset is 3D and the dataset is not.
+        """
+        if self.preset.configuration not in plans["configurations"]:
+            raise ValueError(
+                f"preset {self.preset.name} is 3D, {self.dataset_name} is 2D; take a 2D preset (`nnunet-deconver list` "
+                "shows them), or plan without one"
+            )
+        super().save_plans(plans)
+
+
+class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
+    """Plans the network of a preset, whatever the dataset; patch and batch too, where the preset has them."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -195,16 +217,8 @@ class PresetPlanner(MemoryPlanner, ExperimentPlanner):
         return plan | ({"batch_size": self.preset.batch_size} if self.preset.batch_size else {})
 
     def save_plans(self, plans: dict):
-        """See `PluginPlanner`.
-
-        Raises:
-            ValueError: if the preset is of another dimension than the dataset.
-        """
-        dimension = 3 if "3d_fullres" in plans["configurations"] else 2
-        if dimension != self.preset.dimension:
-            raise ValueError(
-                f"preset {self.preset.name} is {self.preset.dimension}D, {self.dataset_name} is {dimension}D; take a "
-                f"{dimension}D preset (`nnunet-deconver list` shows them), or plan without one"
-            )
-        plans["configurations"] = {self.preset.configuration: plans["configurations"][self.preset.configuration]}
+        """See `PluginPlanner`; of the configurations only the preset's stays."""
+        plans["configurations"] = {
+            name: entry for name, entry in plans["configurations"].items() if name == self.preset.configuration
+        }
         super().save_plans(plans)

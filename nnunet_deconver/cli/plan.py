@@ -2,11 +2,12 @@
 
 import argparse
 import io
+import json
 from contextlib import redirect_stdout
 from pathlib import Path
 
 from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
-from nnunet_deconver.cli.datasets import dataset_name, variable_folder
+from nnunet_deconver.cli.datasets import dataset_name, read_json, variable_folder
 from nnunet_deconver.cli.errors import CommandError
 from nnunet_deconver.cli.nnunet import require_nnunetv2
 from nnunet_deconver.cli.tables import table
@@ -53,15 +54,13 @@ def run(args: argparse.Namespace):
         raise CommandError("--preset fixes backbone, upsampling and head; leave --backbone, --upsampling, --head out")
     if not 0 < args.gpu_memory < float("inf"):
         raise CommandError(f"--gpu-memory {args.gpu_memory}: must be a positive number of GiB")
-    variable_folder("nnUNet_raw")
-    preprocessed = variable_folder("nnUNet_preprocessed")
+    raw, preprocessed = variable_folder("nnUNet_raw"), variable_folder("nnUNet_preprocessed")
     name = dataset_name(args.dataset)
-    if not (variable_folder("nnUNet_raw") / name).is_dir():
-        raise CommandError(f"-d {args.dataset}: {name} is not in nnUNet_raw, where planning reads its dataset.json")
-    if not (preprocessed / name / "dataset_fingerprint.json").is_file():
-        raise CommandError(
-            f"-d {args.dataset}: {name} has no fingerprint yet; run: nnUNetv2_extract_fingerprint -d {int(name[7:10])}"
-        )
+    read_json(raw / name / "dataset.json", "planning reads the raw dataset's")
+    read_json(
+        preprocessed / name / "dataset_fingerprint.json",
+        f"it is the dataset's fingerprint; run: nnUNetv2_extract_fingerprint -d {int(name[7:10])}",
+    )
 
     from nnunet_deconver.plans.planners import make_planner
     from nnunet_deconver.plans.presets import load_preset
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace):
         plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
     except FileExistsError as error:
         raise CommandError(f"{error}; add --overwrite, or --plans-name another") from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     path = preprocessed / name / f"{plans['plans_name']}.json"
     print(f"{'wrote' if changed else 'unchanged:'} {path}\n")
@@ -113,11 +112,11 @@ def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: b
             planner.__name__, (planner,), {"overwrite": overwrite, "on_count": lambda self: progress.update()}
         )
         path = Path(nnUNet_preprocessed) / dataset / f"{plans_name or planner.plans_name}.json"
-        before = path.read_text() if path.is_file() else None
+        before = read_json(path, "move it away, or name the plans otherwise") if path.is_file() else None
         # nnU-Net prints every plan it tries.
         with redirect_stdout(io.StringIO()):
             plans, _ = plan_experiment_dataset(dataset, chosen, overwrite_plans_name=plans_name)
-    return plans, path.read_text() != before
+    return plans, json.loads(path.read_text()) != before
 
 
 def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
@@ -183,7 +182,6 @@ def preset_notes(preset, configuration: dict, folder: Path) -> list[str]:
     """Where the dataset does not fit a preset."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-    from nnunet_deconver.cli.datasets import read_json
     from nnunet_deconver.plans.presets import misfits
 
     dataset_json = read_json(folder / "dataset.json", "planning copies it from nnUNet_raw")

@@ -82,13 +82,13 @@ def run(args: argparse.Namespace):
     from tqdm import tqdm
 
     require_nnunetv2()
-    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
-        raise CommandError(f"--plot {args.plot}: must end in .png, .svg or .pdf")
+    check(args)
     task, subjects = from_preset(args) if args.preset is not None else from_plans(args)
-    default = default_network(task)
-    costs = {subject.name: count(subject, task) for subject in tqdm([*subjects, default], unit="network", leave=False)}
-    if any(same(costs[subject.name], costs[default.name]) for subject in subjects):
-        del costs[default.name]
+    with tqdm([*subjects, *default_network(task)], unit="network", leave=False) as progress:
+        costs = {subject.name: count(subject, task) for subject in progress}
+    default = costs.get(DEFAULT_NETWORK)
+    if default and any(same(costs[subject.name], default) for subject in subjects):
+        del costs[DEFAULT_NETWORK]
     if args.plot is not None:
         draw(costs, args.plot)
     if args.json:
@@ -100,6 +100,17 @@ def run(args: argparse.Namespace):
     print(f"patch {' x '.join(map(str, cost.patch_size))}, batch {cost.batch_size}\n\n{total_table(costs)}\n\n{NOTE}")
     if args.plot is not None:
         print(f"\nwrote {args.plot}")
+
+
+def check(args: argparse.Namespace):
+    """Raises CommandError for options that cannot be, before anything is counted."""
+    if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
+        raise CommandError(f"--plot {args.plot}: must end in .png, .svg or .pdf")
+    if args.plot is not None and not args.plot.absolute().parent.is_dir():
+        raise CommandError(f"--plot {args.plot}: there is no folder {args.plot.parent}")
+    for option, values in (("--patch-size", args.patch_size or []), ("--batch-size", [args.batch_size])):
+        if any(value is not None and value < 1 for value in values):
+            raise CommandError(f"{option} {' '.join(map(str, values))}: must be positive")
 
 
 def from_preset(args: argparse.Namespace) -> tuple[Task, list[Subject]]:
@@ -205,15 +216,22 @@ def _optimizer(trainer: type, network):
     instance = trainer.__new__(trainer)
     instance.network = network
     instance.initial_lr, instance.weight_decay, instance.num_epochs = 1e-2, 3e-5, 1000
-    return instance.configure_optimizers()[0]
+    try:
+        return instance.configure_optimizers()[0]
+    except AttributeError as error:
+        raise ValueError(f"its optimizer cannot be made without training ({error})") from error
 
 
-def default_network(task: Task) -> Subject:
-    """nnU-Net's default network on the stages of a task."""
+def default_network(task: Task) -> list[Subject]:
+    """nnU-Net's default network on the stages of a task; none, where a network is not made of stages."""
     from nnunet_deconver.networks.plans import plain_architecture
     from nnunet_deconver.plans.memory import sgd
 
-    return Subject(DEFAULT_NETWORK, partial(_from_architecture, plain_architecture(task.architecture)), sgd)
+    try:
+        architecture = plain_architecture(task.architecture)
+    except ValueError:
+        return []
+    return [Subject(DEFAULT_NETWORK, partial(_from_architecture, architecture), sgd)]
 
 
 def count(subject: Subject, task: Task):
@@ -236,7 +254,7 @@ def count(subject: Subject, task: Task):
         )
     except (ValueError, RuntimeError, AssertionError) as error:
         patch = " x ".join(map(str, task.patch_size))
-        raise CommandError(f"{subject.name} does not run on patches of {patch}: {error}") from error
+        raise CommandError(f"{subject.name} cannot be counted on patches of {patch}: {error}") from error
 
 
 def same(a, b) -> bool:

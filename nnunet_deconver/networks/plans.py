@@ -146,12 +146,16 @@ def build_network(architecture: dict, input_channels: int, num_classes: int, *, 
     for key in architecture["_kw_requires_import"]:
         if arch_kwargs.get(key) is not None:
             arch_kwargs[key] = _locate(arch_kwargs[key])
-    network = _locate(architecture["network_class_name"])(
-        input_channels=input_channels,
-        num_classes=num_classes,
-        deep_supervision=deep_supervision,
-        **arch_kwargs,
-    )
+    name = architecture["network_class_name"]
+    try:
+        network = _locate(name)(
+            input_channels=input_channels,
+            num_classes=num_classes,
+            deep_supervision=deep_supervision,
+            **arch_kwargs,
+        )
+    except (AssertionError, TypeError) as error:  # nnU-Net's networks assert; a keyword may be unknown
+        raise ValueError(f"{name} cannot be built from its arch_kwargs: {error}") from error
     network.apply(network.initialize)
     return network
 

@@ -91,6 +91,12 @@ def test_a_name_that_cannot_be_imported():
         build_network(entry | {"_kw_requires_import": ["conv_op"]}, 1, 2, deep_supervision=False)
 
 
+@pytest.mark.parametrize("entry", [plain(source_ration=2), plain(kernel_sizes=[3, 3])], ids=["unknown", "length"])
+def test_arguments_that_the_network_rejects(entry):
+    with pytest.raises(ValueError, match="PlainConvUNet cannot be built from its arch_kwargs"):
+        build_network(entry, 1, 2, deep_supervision=False)
+
+
 def test_axes_are_added_to_nnunets_network():
     entry = with_axes(plain(), upsampling={"name": "dtc", "receptive_field": 4}, segmentation_head={"name": "nerdc"})
     network = build_network(entry, 1, 2, deep_supervision=False)

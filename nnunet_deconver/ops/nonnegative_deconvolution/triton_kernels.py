@@ -24,9 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# What a pass may take for its intermediates, if more than one slab fits: slabs are worked off in bunches of that size.
-# At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels, enough for any GPU.
-SCRATCH_BYTES = 2**30
+from nnunet_deconver.ops.nonnegative_deconvolution.triton_update import SCRATCH_BYTES
 
 # Triton would compile anew for each combination of sizes that are 1, multiples of 16, or neither.
 _SIZES = ["march", "rows", "columns", "march_stride", "row_stride", "tiles", "chunks", "chunk", "first", "slabs"]

@@ -39,6 +39,7 @@ Output and gradients saturate as in `mixed_precision`.
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ MINIMUM_TRITON = (3, 3)
 MOST_CHANNELS = 8
 LARGEST_KERNEL = 7
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What a pass may take for its intermediates, if more than one slab fits: slabs are worked off in bunches of that size.
+# At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels, enough for any GPU.
+SCRATCH_BYTES = 2**30
 # Triton reads this when it is imported; its interpreter then runs kernels on a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -148,6 +152,18 @@ _differentiate = torch.library.custom_op(
 )
 _update.register_autograd(_backward, setup_context=_save)
 _differentiate.register_autograd(_no_second_derivative)
+
+
+def scratch_bytes(x_shape: Sequence[int], source_shape: Sequence[int], *, backward: bool) -> int:
+    """What the kernels take for their intermediates, in float32, but for parts of the filter's gradient.
+
+    Args:
+        x_shape: (B, C, *S).
+        source_shape: (B, E, *S).
+        backward: of the gradients, rather than of the update itself.
+    """
+    elements = 2 * (math.prod(x_shape) + math.prod(source_shape)) if backward else math.prod(x_shape)
+    return min(4 * elements, SCRATCH_BYTES)
 
 
 @_update.register_fake

@@ -1,0 +1,161 @@
+import json
+
+import pytest
+
+from nnunet_deconver.cli import main
+
+DATASET = "Dataset870_Plan"
+
+
+@pytest.fixture
+def folder(tmp_path, write_dataset, monkeypatch):
+    """The preprocessed folder of a dataset with a fingerprint."""
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.delenv("nnUNet_results", raising=False)
+    return write_dataset(tmp_path, DATASET, (24, 32, 32), (1, 1, 1))
+
+
+def plan(*arguments) -> int:
+    return main(["plan", "-d", "870", "--gpu-memory", "1", *arguments])
+
+
+def test_plans_and_says_what_comes_next(folder, capsys):
+    (folder / "nnUNetPlans_2d").mkdir()
+    assert plan() == 0
+    output = capsys.readouterr().out
+    path = folder / "nnUNetDeconver1GBPlans.json"
+    plans = json.loads(path.read_text())
+    entry = plans["configurations"]["3d_fullres"]
+    assert f"wrote {path}" in output
+    (row,) = [line.split("  ") for line in output.splitlines() if line.startswith("3d_fullres")]
+    cells = [cell.strip() for cell in row if cell]
+    assert cells == [
+        "3d_fullres",
+        " x ".join(map(str, entry["patch_size"])),
+        str(entry["batch_size"]),
+        "1 x 1 x 1",
+        str(entry["architecture"]["arch_kwargs"]["n_stages"]),
+        f"{plans['estimated_training_memory_GiB']['3d_fullres']:.2f}",
+        "nnUNetPlans_3d_fullres (to be made)",
+    ]
+    assert output.split("next:\n")[1].splitlines() == [
+        "    nnUNetv2_preprocess -d 870 -plans_name nnUNetDeconver1GBPlans -c 3d_fullres",
+        "    nnunet-deconver summary -d 870 -p nnUNetDeconver1GBPlans -c 3d_fullres",
+        "    nnUNetv2_train 870 3d_fullres 0 -p nnUNetDeconver1GBPlans -tr nnUNetTrainerDeconver",
+    ]
+    # nnU-Net's own talk is kept away.
+    assert "configuration:" not in output
+
+
+def test_other_plans_are_overwritten_on_demand_only(folder, capsys):
+    choice = ["--backbone", "plain", "--plans-name", "mine"]
+    assert plan(*choice) == 0
+    path = folder / "mine.json"
+    content = path.read_text()
+    capsys.readouterr()
+
+    assert plan(*choice) == 0
+    assert f"unchanged: {path}" in capsys.readouterr().out
+
+    assert plan(*choice, "--head", "nerdc") == 2
+    error = capsys.readouterr().err
+    assert f"{path} exists and has other settings; add --overwrite, or --plans-name another" in error
+    assert path.read_text() == content
+
+    assert plan(*choice, "--head", "nerdc", "--upsampling", "dtc", "--receptive-field", "4", "--overwrite") == 0
+    output = capsys.readouterr().out
+    assert f"wrote {path}" in output
+    # nnU-Net's own trainer trains nnU-Net's own network.
+    assert output.rstrip().endswith("nnUNetv2_train 870 3d_fullres 0 -p mine")
+    arch_kwargs = json.loads(path.read_text())["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    assert arch_kwargs["upsampling"] == {"name": "dtc", "receptive_field": 4}
+    assert arch_kwargs["segmentation_head"] == {"name": "nerdc"}
+    assert sorted(found.name for found in folder.iterdir()) == ["dataset.json", "dataset_fingerprint.json", "mine.json"]
+
+
+def test_a_preset_says_its_source_and_where_it_does_not_fit(folder, capsys):
+    assert plan("--preset", "isles22") == 0
+    output = capsys.readouterr().out
+    plans = json.loads((folder / "nnUNetPresetIsles22Plans.json").read_text())
+    assert plans["configurations"]["3d_fullres"]["batch_size"] == 8
+    assert "isles22: Deconver for ISLES'22" in output
+    assert "source: Deconver, arXiv 2504.00302" in output
+    assert "note: the dataset has 1 input channels, the preset's 2" in output
+    assert "note: the patch [64, 64, 64] is larger than the median image [24, 32, 32]" in output
+    memory = plans["estimated_training_memory_GiB"]["3d_fullres"]
+    assert f"note: 3d_fullres takes {memory:.2f} GiB, more than the 1 asked for" in output
+
+
+def untouched(folder) -> bool:
+    return [path.name for path in folder.iterdir()] == ["dataset_fingerprint.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--gpu-memory", "0"], "--gpu-memory 0.0: must be a positive number of GiB"),
+        (["--gpu-memory", "nan"], "must be a positive number of GiB"),
+        (["--gpu-memory", "inf"], "must be a positive number of GiB"),
+        (["--preset", "isles23"], "preset 'isles23' is neither one of"),
+        (["--preset", "isles22", "--head", "nerdc"], "leave --backbone, --upsampling, --head out"),
+        (["--upsampling", "cubic"], "upsampling 'cubic' is unknown"),
+        (["--head", "nerd"], "segmentation_head 'nerd' is unknown"),
+        (["--receptive-field", "3"], "goes with --upsampling dtc"),
+        (["--plans-name", "my__plans"], "a plans name is a file name without '__'"),
+        (["-d", "871"], "-d 871: "),
+        (["-d", "Dataset871_Other"], "-d Dataset871_Other: nnU-Net finds no such dataset"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(folder, capsys, arguments, message):
+    assert plan(*arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert not captured.out
+    assert untouched(folder)
+
+
+def test_a_target_too_small(folder, capsys):
+    assert plan("--gpu-memory", "0.01") == 2
+    assert "the GPU memory target of 0.01 GiB is too small" in capsys.readouterr().err
+    assert not list(folder.glob("*Plans.json"))
+
+
+def test_an_invalid_preset_file(folder, capsys, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text("{}")
+    assert plan("--preset", str(path)) == 2
+    assert "mine.json is not valid: " in capsys.readouterr().err
+    assert untouched(folder)
+
+
+def test_no_fingerprint(folder, capsys):
+    (folder / "dataset_fingerprint.json").unlink()
+    assert plan() == 2
+    assert "run: nnUNetv2_extract_fingerprint -d 870" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_no_raw_dataset(folder, capsys, tmp_path):
+    (tmp_path / "raw" / DATASET / "dataset.json").unlink()
+    assert plan() == 2
+    assert f"{DATASET}/dataset.json: no such file; planning reads" in capsys.readouterr().err
+
+
+def test_plans_that_are_not_json(folder, capsys):
+    path = folder / "mine.json"
+    path.write_text("{")
+    assert plan("--plans-name", "mine") == 2
+    assert f"{path}: cannot be read" in capsys.readouterr().err
+    assert path.read_text() == "{"
+
+
+@pytest.mark.parametrize("name", ["nnUNet_raw", "nnUNet_preprocessed"])
+def test_variables(folder, capsys, name, monkeypatch):
+    monkeypatch.setenv(name, str(folder / "nowhere"))
+    assert plan() == 2
+    assert f"the variable {name} is {folder / 'nowhere'}, which is not a folder" in capsys.readouterr().err
+    monkeypatch.delenv(name)
+    assert plan() == 2
+    assert f"the variable {name} is not set; run: export {name}=" in capsys.readouterr().err

@@ -1,0 +1,268 @@
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_deconver import plans as package
+from nnunet_deconver.networks.plans import DECONVER, build_network
+from nnunet_deconver.plans.memory import GIB
+from nnunet_deconver.plans.planners import ESTIMATE, make_planner
+
+DTC, NERDC = {"name": "dtc"}, {"name": "nerdc"}
+REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2, "ignore": 3}
+
+# Dataset, planner: isotropic, 2D, anisotropic, with a cascade, and with all that a dataset can have.
+CASES = {
+    "isotropic": (((96, 128, 128), (1, 1, 1), {}), ("deconver", None, None, 2)),
+    "2d": (((1, 584, 565), (999, 1, 1), {"cases": 400}), ("deconver", DTC, NERDC, 4)),
+    "anisotropic": (((24, 512, 512), (5, 0.6, 0.6), {}), ("plain", DTC, None, 4)),
+    "cascade": (((400, 512, 512), (1, 0.8, 0.8), {"cases": 100}), ("plain", None, NERDC, 8)),
+    "regions": (
+        ((64, 80, 80), (1, 1, 1), {"channels": 4, "labels": REGIONS, "regions_class_order": [1, 2]}),
+        ("residual", DTC, None, 2),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """nnUNet_raw and nnUNet_preprocessed of this module."""
+    root = tmp_path_factory.mktemp("planned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_raw", str(root / "raw"))
+        patch.setenv("nnUNet_preprocessed", str(root / "preprocessed"))
+        yield root
+
+
+@pytest.fixture(scope="module", params=CASES)
+def planned(request, folders, write_dataset):
+    """A planned dataset: the plans, the planner, and the patches that its search tried in each dimension."""
+    (shape, spacing, options), choice = CASES[request.param]
+    number = 800 + list(CASES).index(request.param)
+    folder = write_dataset(folders, f"Dataset{number}_{request.param.capitalize()}", shape, spacing, **options)
+    tried = {2: [], 3: []}
+
+    class Spy(make_planner(*choice)):
+        def static_estimate_VRAM_usage(self, patch_size, channels, classes, name, arch_kwargs, imports):
+            entry = {"network_class_name": name, "arch_kwargs": dict(arch_kwargs), "_kw_requires_import": imports}
+            tried[len(patch_size)].append((list(map(int, patch_size)), self.architecture(entry)))
+            return super().static_estimate_VRAM_usage(patch_size, channels, classes, name, arch_kwargs, imports)
+
+    planner = Spy(number)
+    planner.plan_experiment()
+    plans = json.loads((folder / f"{planner.plans_name}.json").read_text())
+    configurations = {name: entry for name, entry in plans["configurations"].items() if "architecture" in entry}
+    return SimpleNamespace(
+        case=request.param, folder=folder, planner=planner, plans=plans, configurations=configurations, tried=tried
+    )
+
+
+def peak(planned, entry, batch_size) -> float:
+    return planned.planner.memory(entry["architecture"], entry["patch_size"], batch_size).peak / GIB
+
+
+def test_what_is_planned_fits_the_memory_target(planned):
+    target = planned.planner.memory_target
+    assert planned.plans[ESTIMATE].keys() == planned.configurations.keys()
+    for name, entry in planned.configurations.items():
+        assert peak(planned, entry, entry["batch_size"]) <= target, name
+        assert planned.plans[ESTIMATE][name] == round(peak(planned, entry, entry["batch_size"]), 2)
+
+
+def test_the_next_larger_patch_does_not_fit(planned):
+    """The search stops at the first patch that fits, although it counts only those near the target."""
+    for name in {"2d", "3d_fullres"} & planned.configurations.keys():
+        entry = planned.configurations[name]
+        tried = planned.tried[len(entry["patch_size"])]
+        index = [patch for patch, _ in tried].index(entry["patch_size"])
+        if index:
+            patch, architecture = tried[index - 1]
+            before = planned.planner.memory(architecture, patch, 2).peak / GIB
+            assert before > planned.planner.memory_target, name
+            assert entry["batch_size"] == 2 or peak(planned, entry, 2) < planned.planner.memory_target
+
+
+def test_the_next_larger_batch_does_not_fit_or_covers_too_much(planned):
+    (shape, _, options), _ = CASES[planned.case]
+    voxels = math.prod(shape) * options.get("cases", 30)
+    for name in {"2d", "3d_fullres"} & planned.configurations.keys():
+        entry = planned.configurations[name]
+        limit = max(2, round(0.05 * voxels / math.prod(entry["patch_size"])))
+        assert 2 <= entry["batch_size"] <= limit, name
+        if entry["batch_size"] < limit:
+            assert peak(planned, entry, entry["batch_size"] + 1) > planned.planner.memory_target, name
+
+
+def test_the_plans_build_the_chosen_network(planned):
+    manager = PlansManager(planned.plans)
+    choice = CASES[planned.case][1]
+    for name, entry in planned.configurations.items():
+        configuration = manager.get_configuration(name)
+        arch_kwargs = entry["architecture"]["arch_kwargs"]
+        assert arch_kwargs.get("upsampling") == choice[1]
+        assert arch_kwargs.get("segmentation_head") == choice[2]
+        assert (configuration.network_arch_class_name == DECONVER) == (choice[0] == "deconver")
+        network = build_network(entry["architecture"], 1, 2, deep_supervision=True)
+        totals = [math.prod(axis) for axis in zip(*network.encoder.strides, strict=True)]
+        assert not any(size % total for size, total in zip(entry["patch_size"], totals, strict=True))
+
+
+def test_configurations(planned):
+    expected = {"2d", "3d_fullres"}
+    if planned.case == "2d":
+        expected = {"2d"}
+    elif planned.case == "cascade":
+        expected |= {"3d_lowres"}
+        assert planned.plans["configurations"]["3d_cascade_fullres"] == {
+            "inherits_from": "3d_fullres",
+            "previous_stage": "3d_lowres",
+        }
+    assert planned.configurations.keys() == expected | ({"3d_lowres"} & planned.configurations.keys())
+    if planned.case == "anisotropic":
+        kernels = planned.configurations["3d_fullres"]["architecture"]["arch_kwargs"]["kernel_sizes"]
+        assert kernels[0] == [1, 3, 3]
+
+
+def test_preprocessed_data_is_shared_with_default_plans_that_are_not_there_yet(planned):
+    for name, entry in planned.configurations.items():
+        own = f"{planned.planner.plans_name}_{name}"
+        # The spacing of the low resolution depends on the patch.
+        assert entry["data_identifier"] == (own if name == "3d_lowres" else f"nnUNetPlans_{name}")
+
+
+class TestSmallDataset:
+    """Whose search is short: which preprocessed data plans use, what becomes of plans that are there."""
+
+    @pytest.fixture
+    def dataset(self, tmp_path, write_dataset, monkeypatch):
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+        monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+        return write_dataset(tmp_path, "Dataset850_Small", (32, 32, 32), (1, 1, 1))
+
+    @staticmethod
+    def identifiers(backbone="plain", **kwargs) -> dict[str, str]:
+        plans = make_planner(backbone, DTC)(850, **kwargs).plan_experiment()
+        return {name: entry["data_identifier"] for name, entry in plans["configurations"].items()}
+
+    def test_default_plans_with_the_same_preprocessing(self, dataset):
+        default = ExperimentPlanner(850, plans_name="nnUNetPlans")
+        default.plan_experiment()
+        path = dataset / "nnUNetPlans.json"
+        plans = json.loads(path.read_text())
+        plans["configurations"]["2d"]["data_identifier"] = "elsewhere_2d"
+        path.write_text(json.dumps(plans))
+        assert self.identifiers() == {"2d": "elsewhere_2d", "3d_fullres": "nnUNetPlans_3d_fullres"}
+
+    @pytest.mark.parametrize("backbone", ["plain", "residual"])
+    def test_default_plans_with_another_spacing(self, dataset, backbone):
+        ExperimentPlanner(850, plans_name="nnUNetPlans", overwrite_target_spacing=[1.0, 1.0, 2.0]).plan_experiment()
+        assert "nnUNetPlans_3d_fullres" not in self.identifiers(backbone).values()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"overwrite_target_spacing": [2.0, 2.0, 2.0]},
+            {"suppress_transpose": True},
+            {"preprocessor_name": "MyPreprocessor"},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    @pytest.mark.parametrize("backbone", ["plain", "residual"])
+    def test_a_preprocessing_of_its_own(self, dataset, backbone, options):
+        found = self.identifiers(backbone, plans_name="mine", **options)
+        assert found == {"2d": "mine_2d", "3d_fullres": "mine_3d_fullres"}
+
+    def test_planning_again_changes_nothing(self, dataset):
+        path = dataset / "mine.json"
+        self.identifiers(plans_name="mine")
+        before = path.read_text(), path.stat().st_mtime_ns
+        self.identifiers(plans_name="mine")
+        assert (path.read_text(), path.stat().st_mtime_ns) == before
+        assert sorted(found.name for found in dataset.iterdir()) == [
+            "dataset.json",
+            "dataset_fingerprint.json",
+            "mine.json",
+        ]
+
+    def test_other_plans_of_that_name(self, dataset):
+        path = dataset / "mine.json"
+        self.identifiers(plans_name="mine")
+        content = path.read_text()
+        planner = make_planner("plain", segmentation_head=NERDC)
+        planner.overwrite = False
+        with pytest.raises(FileExistsError, match=r"mine\.json exists and has other settings"):
+            planner(850, plans_name="mine").plan_experiment()
+        assert path.read_text() == content
+        # Overwriting leaves configurations that a person added, as nnU-Net does.
+        plans = json.loads(content)
+        plans["configurations"]["3d_mine"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+        path.write_text(json.dumps(plans))
+        planner.overwrite = True
+        planner(850, plans_name="mine").plan_experiment()
+        plans = json.loads(path.read_text())
+        assert plans["configurations"]["3d_mine"] == {"inherits_from": "3d_fullres", "batch_size": 3}
+        assert "segmentation_head" in plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+
+    def test_a_target_too_small(self, dataset):
+        with pytest.raises(ValueError, match=r"target of 0\.01 GiB is too small: .* batch size 2 takes .* raise"):
+            make_planner("deconver", memory_target=0.01)(850).plan_experiment()
+        assert not list(dataset.glob("*Plans.json"))
+
+    @pytest.mark.parametrize("target", [0, -1, float("nan"), float("inf")])
+    def test_a_target_that_is_none(self, dataset, target):
+        with pytest.raises(ValueError, match="must be a positive number of GiB"):
+            make_planner("deconver")(850, gpu_memory_target_in_gb=target)
+
+    @pytest.mark.parametrize("name", ["", "my__plans", "a/b"])
+    def test_names_nnunet_cannot_split(self, dataset, name):
+        with pytest.raises(ValueError, match="plans name"):
+            make_planner("deconver")(850, plans_name=name)
+
+
+def test_names():
+    names = package.__all__
+    assert len(set(names)) == len(names) >= 30
+    plans_names = [getattr(package, name).plans_name for name in names]
+    assert len(set(plans_names)) == len(names)
+    assert not [name for name in names + plans_names if "__" in name]
+    assert {"nnUNetPlannerDeconver", "nnUNetPlannerDeconverL", "nnUNetPlannerDTCXL", "nnUNetPlannerResEncNeRDc"} <= {
+        *names
+    }
+    for name in names:
+        assert getattr(package, name).__name__ == name
+    assert package.nnUNetPlannerDeconver.plans_name == "nnUNetDeconverPlans"
+    assert package.nnUNetPlannerDeconverXL.memory_target == 40
+
+
+@pytest.mark.parametrize(
+    "choice, name",
+    [
+        (("plain",), "nnUNetPlainPlans"),
+        (("plain", {"name": "linear"}), "nnUNetLinearPlans"),
+        (("deconver", {"name": "dtc", "receptive_field": 2.5}), "nnUNetDeconverDTCrf2p5Plans"),
+        (("deconver", {"name": "dtc", "receptive_field": "inf"}, NERDC), "nnUNetDeconverDTCrfinfNeRDcPlans"),
+        (("residual", {"name": "dysample"}, None, 24), "nnUNetResEncDySampleLPlans"),
+        (("deconver", None, None, 11.5), "nnUNetDeconver11p5GBPlans"),
+    ],
+    ids=str,
+)
+def test_names_say_what_was_chosen(choice, name):
+    assert make_planner(*choice).plans_name == name
+
+
+def test_unknown_choices():
+    with pytest.raises(ValueError, match="upsampling 'cubic' is unknown"):
+        make_planner("deconver", {"name": "cubic"})
+    with pytest.raises(ValueError, match="has no option"):
+        make_planner("plain", None, {"name": "nerdc", "receptive_field": 2})
+
+
+def test_deconver_has_the_papers_features(planned):
+    """min(32 * 2^l, 512); nnU-Net's own have 320 at most in 3D."""
+    largest = {"3d_fullres": 512 if CASES[planned.case][1][0] == "deconver" else 320, "2d": 512}
+    for name in largest.keys() & planned.configurations.keys():
+        features = planned.configurations[name]["architecture"]["arch_kwargs"]["features_per_stage"]
+        assert features == [min(32 * 2**level, largest[name]) for level in range(len(features))]
