@@ -100,7 +100,7 @@ def training_memory(
         stack.enter_context(FakeTensorMode())
         network = build_network().train()
         optimizer = build_optimizer(network)
-        loss = _loss(regions)
+        loss = nnunet_loss(regions)
 
         ledger = stack.enter_context(_Ledger(workspace=device_type == "cuda"))
         own = [*network.parameters(), *network.buffers()]
@@ -133,7 +133,8 @@ def training_memory(
     return TrainingMemory(parameters, gradients, state, kept.by.total(), dict(kept.by), ledger.peak)
 
 
-def _loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
+def nnunet_loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
+    """nnU-Net's loss of the logits and targets of all resolutions, highest first; see `training_memory`."""
     dice = {"batch_dice": True, "smooth": 1e-5, "ddp": False}
     if regions:
         loss = DC_and_BCE_loss({}, dice | {"do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)

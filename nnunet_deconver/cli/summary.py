@@ -325,7 +325,7 @@ def draw(costs: dict, path: Path):
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(5.5, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
     largest = max(cost.memory.peak for cost in costs.values())
     for i, (name, cost) in enumerate(costs.items()):
         axes.scatter(
@@ -341,7 +341,10 @@ def draw(costs: dict, path: Path):
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     # The areas are in the legend's numbers; there, points of one size read better.
-    legend = axes.legend(fontsize="small", title="network, training memory", title_fontsize="small")
+    # Below the axes it hides none.
+    legend = figure.legend(
+        loc="outside lower center", ncols=2, fontsize="small", title="network, training memory", title_fontsize="small"
+    )
     for handle in legend.legend_handles:
         handle.set_sizes([50])
     figure.savefig(path, dpi=200)

@@ -1,5 +1,9 @@
-from nnunet_deconver import cli, trainers
-from nnunet_deconver.cli.listing import trainer_lines
+import pytest
+
+from nnunet_deconver import cli, plans, trainers
+from nnunet_deconver.cli.listing import SECTIONS, source, trainer_lines
+from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.plans.presets import preset_names
 
 
 def test_epoch_variants_share_a_line():
@@ -69,3 +73,59 @@ def test_every_trainer_is_listed_with_a_summary(capsys):
                 names.append(name)
         listed |= {name + suffix for name in names for suffix in ["", *suffixes]}
     assert listed == set(trainers.__all__)
+
+
+def listed(capsys, section: str) -> list[str]:
+    assert cli.main(["list", section]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_every_planner_is_listed_with_a_summary(capsys):
+    *lines, targets = listed(capsys, "planners")
+    assert targets == "    each also with L for 24 GiB, XL for 40 GiB"
+    names = [line.split()[0] for line in lines]
+    assert [name + target for name in names for target in ("", "L", "XL")] == plans.__all__
+    assert "Deconver + DTC + NeRDc, sized for 8 GiB. [arXiv 2504.00302, arXiv 2601.17939, arXiv 2103.04020]" in (
+        next(line for line in lines if line.startswith("nnUNetPlannerDeconverDTCNeRDc "))
+    )
+
+
+def test_every_preset_is_listed_with_its_source(capsys):
+    lines = listed(capsys, "presets")
+    assert [line.split()[0] for line in lines] == preset_names()
+    assert all(line.split()[1] in ("2D", "3D") and line.endswith("]") for line in lines)
+
+
+@pytest.mark.parametrize("section, axis", [("upsamplings", UPSAMPLINGS), ("heads", SEGMENTATION_HEADS)])
+def test_every_choice_of_an_axis_is_listed(capsys, section, axis):
+    lines = listed(capsys, section)
+    assert [line.split()[0] for line in lines] == [axis.default, *axis.choices]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_all_is_listed_by_section(capsys):
+    assert cli.main(["list"]) == 0
+    output = capsys.readouterr().out
+    headers = [line for line in output.splitlines() if line.isupper()]
+    assert headers == [section.upper() for section in SECTIONS]
+    for section in SECTIONS:
+        assert all(line in output for line in listed(capsys, section))
+
+
+def test_an_unknown_section(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["list", "layers"])
+    assert left.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "name, where",
+    [
+        ("nnUNetTrainerDeconverNeRDc", "arXiv 2504.00302, arXiv 2103.04020"),
+        ("nnUNetPlannerResEncDTC", "arXiv 2601.17939"),
+        ("dysample", "arXiv 2308.15085"),
+        ("transposed", "nnU-Net"),
+    ],
+)
+def test_sources(name, where):
+    assert source(name) == where

@@ -47,11 +47,15 @@ def test_train_predict_evaluate_with_the_variable_alone(nnunet, tiny, tmp_path, 
     assert json.loads((tmp_path / "summary.json").read_text())["foreground_mean"]["TP"] >= 0
 
 
-def test_register_makes_the_commands_find_our_trainers(nnunet, tiny, tmp_path):
-    """On a copy of nnU-Net, so that the installed one stays as it is."""
+@pytest.fixture
+def path(tmp_path) -> dict[str, str]:
+    """The variable that lets commands use a copy of nnU-Net, so that the installed one stays as it is."""
     copy = tmp_path / "site" / "nnunetv2"
-    shutil.copytree(nnunetv2.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__"))
-    path = {"PYTHONPATH": str(copy.parent)}
+    shutil.copytree(nnunetv2.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__", "nnunet_deconver_*"))
+    return {"PYTHONPATH": str(copy.parent)}
+
+
+def test_register_makes_the_commands_find_our_trainers(nnunet, path):
     plans = json.loads(nnunet.plans(901, "tinyPlans").read_text())
     plans["configurations"]["3d_fullres"]["patch_size"] = [16, 18, 16]
     nnunet.plans(901, "oddPlans").write_text(json.dumps(plans | {"plans_name": "oddPlans"}))
@@ -66,6 +70,49 @@ def test_register_makes_the_commands_find_our_trainers(nnunet, tiny, tmp_path):
     nnunet.run("nnunet-deconver", "unregister", **path)
     output, _ = nnunet.train(901, "nnUNetTrainerDeconver", returncode=1, **path)
     assert "Could not find requested nnunet trainer nnUNetTrainerDeconver" in output
+
+
+FIND_PLANNERS = """
+import nnunetv2
+from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunet_deconver import plans
+folder = nnunetv2.__path__[0] + "/experiment_planning"
+found = [recursive_find_python_class(folder, n, "nnunetv2.experiment_planning") for n in plans.__all__]
+assert found == [getattr(plans, name) for name in plans.__all__]
+"""
+
+
+def test_register_makes_the_commands_find_our_planners(nnunet, path):
+    plans = nnunet.plans(901, "nnUNetDeconverNeRDcPlans")
+    choice = ["-d", 901, "-pl", "nnUNetPlannerDeconverNeRDc", "-gpu_memory_target", 1]
+    nnunet.run("nnUNetv2_plan_experiment", *choice, returncode=1, **path)
+    assert not plans.exists()
+    nnunet.run("nnunet-deconver", "register", **path)
+    nnunet.run("python", "-c", FIND_PLANNERS, **path)
+    nnunet.run("nnUNetv2_plan_experiment", *choice, **path)
+    entry = json.loads(plans.read_text())["configurations"]["3d_fullres"]
+    assert entry["architecture"]["network_class_name"] == DECONVER
+    assert entry["data_identifier"] == "nnUNetPlans_3d_fullres"
+    plans.unlink()
+
+
+def test_plan_preprocess_train_predict(nnunet, tiny, tmp_path):
+    """What `nnunet-deconver plan` says comes next, with nnU-Net's trainer and ours; no 2D data is there yet."""
+    name = "nnUNetDeconverDTC1GBPlans"
+    output = nnunet.run("nnunet-deconver", "plan", "-d", 902, "--upsampling", "dtc", "--gpu-memory", 1)
+    (command,) = [line.split() for line in output.splitlines() if "nnUNetv2_preprocess" in line]
+    assert command[1:] == ["-d", "902", "-plans_name", name, "-c", "2d"]
+    nnunet.run(*command, "-np", 1)
+    assert (nnunet.preprocessed / "Dataset902_Tiny" / "nnUNetPlans_2d").is_dir()
+    for trainer, configuration in (("nnUNetTrainerTiny", "3d_fullres"), ("nnUNetTrainerDeconverTiny", "2d")):
+        nnunet.run("nnunet-deconver", "summary", "-d", 902, "-p", name, "-c", configuration, "-tr", trainer, **tiny)
+        _, model = nnunet.train(902, trainer, configuration=configuration, plans=name, **tiny)
+        weights = checkpoint(model)["network_weights"]
+        for part in ("ndc.filter", "transpconvs.0.offset.weight"):
+            assert any(key.endswith(part) for key in weights), part
+        out = tmp_path / configuration
+        prediction = nnunet.predict(902, trainer, out, configuration=configuration, plans=name, **tiny)
+        assert prediction.shape == (20, 20, 20)
 
 
 def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnunet, tmp_path):

@@ -78,7 +78,7 @@ def real_step(entry, patch_size, regions, build_optimizer) -> dict[str, int]:
     """Bytes of a training step on real tensors, those of the allocator included."""
     network = build_network(entry, CHANNELS, CLASSES, deep_supervision=True)
     optimizer = build_optimizer(network)
-    loss = memory._loss(regions)
+    loss = memory.nnunet_loss(regions)
     image = torch.randn(BATCH, CHANNELS, *patch_size)
     # nnU-Net's loss leaves out the lowest head; the estimate gives it a gradient like any other.
     for parameter in network.parameters():
@@ -163,7 +163,7 @@ def test_the_step_keeps_what_it_would_on_a_gpu(architecture, backbone, axes, geo
         with cuda_autocast(), saved.counted():
             outputs = network(torch.empty(BATCH, CHANNELS, *patch_size))
             targets = [torch.empty(BATCH, 1, *o.shape[2:], dtype=torch.int16) for o in outputs]
-            memory._loss(regions=False)(outputs, targets)
+            memory.nnunet_loss(regions=False)(outputs, targets)
         kept = saved.nbytes
         recomputed = {m for block in network.modules() if isinstance(block, DeconverBlock) for m in block.modules()}
         norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m not in recomputed]
@@ -195,7 +195,7 @@ def test_one_convolution_by_hand(monkeypatch):
         def __call__(self, outputs, targets):
             return outputs[0].square().sum()
 
-    monkeypatch.setattr(memory, "_loss", lambda regions: Square())
+    monkeypatch.setattr(memory, "nnunet_loss", lambda regions: Square())
     weights, image, output = 4 * 2 * 4, 4 * 3 * 2 * 64, 4 * 3 * 4 * 64
     counted = one_convolution(device_type="cpu", autocast=False)
     assert (counted.parameters, counted.gradients) == (weights, weights)

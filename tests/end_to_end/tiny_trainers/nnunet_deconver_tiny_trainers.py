@@ -3,6 +3,9 @@
 import os
 import signal
 
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
 import nnunet_deconver.trainers as trainers
 from nnunet_deconver.trainers import nnUNetTrainerDeconver
 
@@ -18,6 +21,15 @@ for _name in trainers.__all__:
     _trainer = getattr(trainers, _name)
     if not getattr(_trainer, "is_epoch_variant", False):
         globals()[f"{_name}Tiny"] = type(f"{_name}Tiny", (_Tiny, _trainer), {"__module__": __name__})
+
+
+class nnUNetTrainerTiny(nnUNetTrainer):
+    """nnU-Net's own."""
+
+    def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):  # noqa: B008
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.num_iterations_per_epoch = 2
+        self.num_val_iterations_per_epoch = 1
 
 
 class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
