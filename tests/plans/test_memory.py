@@ -289,7 +289,7 @@ def test_what_is_kept_is_attributed(architecture):
 
 def test_memory_grows_with_the_batch_as_what_is_kept_does(architecture):
     entry = architecture("plain", 3)
-    two, four = (estimate(entry, (16, 16, 16), batch_size=batch_size) for batch_size in (2, 4))
+    two, four = (estimate(entry, (32, 32, 32), batch_size=batch_size) for batch_size in (2, 4))
     assert two.parameters == four.parameters
     # The convolution's weights in half precision are kept once, whatever the batch.
     assert 1.95 < four.kept / two.kept <= 2
