@@ -10,6 +10,7 @@ FOLDERS = {
     "ops": ROOT / "nnunet_deconver" / "ops",
     "layers": ROOT / "nnunet_deconver" / "layers",
     "networks": ROOT / "nnunet_deconver" / "networks",
+    "evaluation": ROOT / "nnunet_deconver" / "evaluation",
     "plans": ROOT / "plans",
     "trainers": ROOT / "trainers",
     "shim": ROOT / "nnunet_deconver" / "shim",
@@ -20,10 +21,11 @@ MAY_IMPORT = {
     "ops": set(),
     "layers": {"ops"},
     "networks": {"ops", "layers"},
+    "evaluation": set(),
     "plans": {"ops", "layers", "networks"},
     "trainers": {"ops", "layers", "networks"},
     "shim": {"trainers"},
-    "cli": {"ops", "layers", "networks", "plans", "trainers", "shim"},
+    "cli": {"ops", "layers", "networks", "evaluation", "plans", "trainers", "shim"},
 }
 
 

@@ -1,0 +1,257 @@
+"""`nnunet-deconver compare`: several models on the same cases, with tests and figures."""
+
+import argparse
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from nnunet_deconver.cli import evaluate
+from nnunet_deconver.cli.errors import CommandError
+
+TABLE, SUMMARY, EVALUATIONS = "comparison.csv", "comparison.json", "evaluations"
+# What is compared unless --metrics says otherwise, as far as it was measured; surface Dice at each tolerance besides.
+METRICS = ("dice", "hd95", "lesion_dice", "brats_dice", "brats_hd95")
+
+
+def add_parser(subparsers: argparse._SubParsersAction):
+    """Adds the subcommand `compare`."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="compare models case by case: differences, tests, figures",
+        description="Compares models on the cases that all of them have segmented: paired differences with bootstrap "
+        "intervals and Wilcoxon's test, corrected after Holm, in comparison.csv, comparison.json and on the terminal; "
+        "figures as PNG and SVG.",
+    )
+    parser.add_argument(
+        "models",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="at least two: what `evaluate` wrote, or a model folder of nnU-Net, whose cross-validation is evaluated "
+        "first, into OUT/evaluations",
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: from their folders")
+    parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="default: dice, hd95, nsd and lesion scores")
+    parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE.csv",
+        help="with a column model, of the names, and a column of numbers for each kind of cost (parameters, "
+        "FLOPs/voxel): draws the first metric against them",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace):
+    """Compares, writes, draws and prints."""
+    if len(args.models) < 2:
+        raise CommandError(f"{args.models[0]} alone cannot be compared; name at least two folders")
+    names = name_models(args.models, args.names)
+    from nnunet_deconver.evaluation.cases import EvaluationError
+    from nnunet_deconver.evaluation.comparison import METHODS, case_values, common_cases, compare, read_evaluation
+    from nnunet_deconver.evaluation.figures import draw_cases, draw_cost, draw_training
+
+    costs = read_costs(args.costs, names) if args.costs else {}
+    try:
+        folders = [evaluation_folder(path, name, args.out) for path, name in zip(args.models, names, strict=True)]
+        evaluations = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
+        cases, left_out = common_cases(evaluations)
+        definitions = evaluations[0].summary["definitions"]
+        metrics = choose_metrics(args.metrics, definitions)
+        differences = compare(evaluations, cases, metrics)
+        args.out.mkdir(parents=True, exist_ok=True)
+        figures = []
+        for metric in metrics:
+            by_model = {evaluation.name: case_values(evaluation, cases, metric) for evaluation in evaluations}
+            by_class = {of: {name: by_model[name][of] for name in names} for of in by_model[names[0]]}
+            figures += draw_cases(by_class, axis_label(metric, definitions), args.out / f"cases_{metric}")
+        if costs:
+            quality = {evaluation.name: mean_quality(evaluation.summary, metrics[0]) for evaluation in evaluations}
+            figures += draw_cost(quality, costs, axis_label(metrics[0], definitions), args.out / f"cost_{metrics[0]}")
+        runs = training_runs(evaluations)
+        if runs:
+            figures += draw_training(runs, args.out / "training")
+        write(args.out, differences, METHODS, evaluations, cases, left_out)
+    except EvaluationError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"--out {args.out}: cannot be written ({error}); choose another folder") from error
+    print(render(differences, definitions))
+    print(f"\n{len(cases)} common cases; p: Wilcoxon's signed-rank test, corrected after Holm within each metric")
+    for name, cases_left in left_out.items():
+        print(f"{name}: {len(cases_left)} cases left out, which not all models have: {', '.join(cases_left[:5])} ...")
+    print(f"wrote {', '.join(str(path) for path in (args.out / TABLE, args.out / SUMMARY, *figures))}")
+
+
+def name_models(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
+    """Names for models: those given, or the shortest ends of their paths that differ.
+
+    Raises:
+        CommandError: if there are not as many distinct names as models.
+    """
+    if names is None:
+        parts = [folder.resolve().parts for folder in folders]
+        names = [folder[-1] for folder in parts]
+        for length in range(2, max(map(len, parts)) + 1):
+            counts = Counter(names)
+            names = [
+                "/".join(folder[-length:]) if counts[name] > 1 else name
+                for folder, name in zip(parts, names, strict=True)
+            ]
+        # Of nnU-Net's TRAINER__PLANS__CONFIGURATION, what all models share says nothing.
+        fields = [name.split("__") for name in names]
+        if len({len(field) for field in fields}) == 1:
+            differing = [column for column in zip(*fields, strict=True) if len(set(column)) > 1]
+            names = ["__".join(row) for row in zip(*differing, strict=True)] if differing else names
+        if len(set(names)) < len(names):
+            raise CommandError("the same folder is named twice; compare different ones")
+    if len(names) != len(folders) or len(set(names)) != len(names):
+        raise CommandError(f"--names: must be {len(folders)} different names, one per folder, got {', '.join(names)}")
+    return list(names)
+
+
+def evaluation_folder(folder: Path, name: str, out: Path) -> Path:
+    """The folder with the evaluation of a model, which is made here if there is only the model.
+
+    Raises:
+        CommandError: if the folder is neither.
+    """
+    if (folder / "metrics.csv").is_file():
+        return folder
+    if not (folder / "plans.json").is_file():
+        raise CommandError(
+            f"{folder}: is neither what `nnunet-deconver evaluate` wrote (it has no metrics.csv) nor a model folder of "
+            "nnU-Net (it has no plans.json)"
+        )
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    target = out / EVALUATIONS / name.replace("/", "_")
+    summary = evaluate.measure(parser.parse_args(["--model", str(folder), "-o", str(target)]))
+    evaluate.report_problems(summary["problems"], target)
+    return target
+
+
+def choose_metrics(wanted: Sequence[str] | None, measured: Mapping[str, dict]) -> list[str]:
+    """The metrics to compare.
+
+    Raises:
+        CommandError: if one was not measured.
+    """
+    if wanted is None:
+        return [name for name in measured if name in METRICS or name.startswith("nsd_")]
+    unknown = [name for name in wanted if name not in measured]
+    if unknown:
+        raise CommandError(f"--metrics {' '.join(unknown)}: must be among what was measured, {', '.join(measured)}")
+    return list(dict.fromkeys(wanted))
+
+
+def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Reads costs of models: kind of cost to model to number.
+
+    Raises:
+        CommandError: if the file does not hold that.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise CommandError(f"--costs {path}: cannot be read ({error.strerror})") from error
+    kinds = [column for column in (rows[0] if rows else []) if column != "model"]
+    if not kinds or "model" not in rows[0]:
+        raise CommandError(f"--costs {path}: must have a column model and at least one of numbers, with a header")
+    unknown = [row["model"] for row in rows if row["model"] not in names]
+    if unknown:
+        raise CommandError(f"--costs {path}: model {', '.join(unknown)} must be among {', '.join(names)}")
+    costs = {kind: {} for kind in kinds}
+    for row in rows:
+        for kind in kinds:
+            try:
+                number = float(row[kind])
+            except (TypeError, ValueError):
+                number = -1
+            if not 0 < number < math.inf:
+                raise CommandError(
+                    f"--costs {path}: {kind} of {row['model']} must be a positive number, got {row[kind]}"
+                )
+            costs[kind][row["model"]] = number
+    return costs
+
+
+def mean_quality(summary: Mapping, metric: str) -> tuple[float, float, float]:
+    """The mean over classes of a metric, and the ends of its interval."""
+    found = summary["foreground_mean"][metric]
+    return tuple(math.nan if value is None else value for value in (found["mean"], *found["ci95"]))
+
+
+def training_runs(evaluations: Sequence) -> dict[str, list]:
+    """The curves of the folds of those models whose folder is known and has some."""
+    from nnunet_deconver.evaluation.training import read_curves
+
+    runs = {}
+    for evaluation in evaluations:
+        model = evaluation.summary.get("source", {}).get("model")
+        folds = sorted(Path(model).glob("fold_*")) if model else []
+        curves = [found for found in map(read_curves, folds) if found is not None]
+        if curves:
+            runs[evaluation.name] = curves
+    return runs
+
+
+def axis_label(metric: str, definitions: Mapping[str, dict]) -> str:
+    """A metric's name as papers print it, with its unit."""
+    if metric.startswith("nsd_"):
+        return f"surface Dice at {metric.removeprefix('nsd_')}"
+    words = {"dice": "Dice", "brats": "BraTS", **{name: name.upper() for name in ("hd", "hd95", "assd", "asd")}}
+    unit = definitions[metric]["unit"]
+    return " ".join(words.get(word, word) for word in metric.split("_")) + (f" [{unit}]" if unit else "")
+
+
+def with_unit(metric: str, definitions: Mapping[str, dict]) -> str:
+    """A metric's name with its unit, for headers."""
+    unit = definitions[metric]["unit"]
+    return f"{metric} [{unit}]" if unit else metric
+
+
+def write(
+    out: Path, differences: Sequence, methods: Mapping[str, str], evaluations: Sequence, cases: list, left_out: dict
+):
+    """Writes the table, and as JSON the same with what it means."""
+    rows = [asdict(row) for row in differences]
+    with (out / TABLE).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
+    content = {
+        "models": {evaluation.name: evaluation.summary.get("source") for evaluation in evaluations},
+        "cases": cases,
+        "left_out": left_out,
+        "methods": methods,
+        "settings": evaluations[0].summary["settings"],
+        "definitions": evaluations[0].summary["definitions"],
+        "differences": [{key: None if value != value else value for key, value in row.items()} for row in rows],
+    }
+    (out / SUMMARY).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def render(differences: Sequence, definitions: Mapping[str, dict]) -> str:
+    """The table for the terminal: a block per metric, a line per class and pair."""
+    lines = []
+    for metric in dict.fromkeys(row.metric for row in differences):
+        digits = 2 if definitions[metric]["unit"] else 4
+        table = [(with_unit(metric, definitions), "first", "second", "first", "second", "difference [95 %]", "p", "n")]
+        for row in (row for row in differences if row.metric == metric):
+            means = [f"{value:.{digits}f}" for value in (row.mean_first, row.mean_second)]
+            interval = f"{row.difference:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
+            p = "< 0.0001" if row.p_holm < 1e-4 else f"{row.p_holm:.4f}"
+            table.append((row.of, row.first, row.second, *means, interval, p, str(row.n)))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        ]
+        lines.append("")
+    return "\n".join(lines).rstrip()

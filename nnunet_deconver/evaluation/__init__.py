@@ -1,0 +1,1 @@
+"""Metrics of segmentations, and their computation over folders of cases."""
