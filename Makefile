@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -18,6 +18,9 @@ test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),speed) $(ARGS)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -5,9 +5,17 @@ import json
 import os
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import torch
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def record(out: Path, rows: list[dict], **further):
@@ -23,10 +31,12 @@ def record(out: Path, rows: list[dict], **further):
         writer.writeheader()
         writer.writerows(rows)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpu = f"CPU, {os.cpu_count()} cores, {platform.machine()}"
     provenance = {
         "commit": commit,
-        "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "torch": torch.__version__,
+        "triton": _version("triton"),
         **further,
         "rows": rows,
     }

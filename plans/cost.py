@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.layers import NonnegativeDeconvolution
 from nnunet_deconver.networks.axes import sizes_per_stage
+from nnunet_deconver.ops import assume_device
 from nnunet_deconver.plans.memory import TrainingMemory, sgd, training_memory
 
 
@@ -94,7 +95,8 @@ def network_cost(
         build_optimizer=build_optimizer,
         groups=stage_modules,
     )
-    with FakeTensorMode(), torch.no_grad():
+    # As on a GPU: on a CPU the halos of slabs would count twice.
+    with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
         network = build_network(False).eval()
         stages = stage_modules(network)
         with FlopCounterMode(display=False) as counter:

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_deconver.ops import assume_device, nerd_chunked
+from nnunet_deconver.ops.nonnegative_deconvolution import triton_update
 
 GIB = 2**30
 
@@ -159,8 +160,8 @@ class _Ledger(TorchDispatchMode):
     """Follows the storages of all tensors that operations return.
 
     Args:
-        workspace: count what cuDNN needs in a convolution: its tensor-core kernels work on channels-last copies of what
-            they read and write.
+        workspace: count what kernels need besides their results: cuDNN's convolutions, whose tensor-core kernels work
+            on channels-last copies of what they read and write, and our own.
     """
 
     def __init__(self, workspace: bool):
@@ -176,8 +177,8 @@ class _Ledger(TorchDispatchMode):
                 return _OPAQUE[function](*args, **(kwargs or {}))
         out = function(*args, **(kwargs or {}))
         self.add(out)
-        if self._workspace and function in _CONVOLUTIONS:
-            self.peak = max(self.peak, self.alive + _workspace(function, args, out))
+        if self._workspace and function in _WORKSPACES:
+            self.peak = max(self.peak, self.alive + _WORKSPACES[function](function, args, out))
         return out
 
     def add(self, tensors):
@@ -200,14 +201,29 @@ _OPAQUE = {
     torch.ops.nnunet_deconver.nerd.default: nerd_chunked._run_forward,
     torch.ops.nnunet_deconver.nerd_backward.default: nerd_chunked._run_backward,
 }
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
-def _workspace(function, args, out) -> int:
+def _convolution_workspace(function, args, out) -> int:
     groups = args[-2] if function is torch.ops.aten.convolution_backward.default else args[-1]
     if groups > 1:  # PyTorch's own kernels, which need none
         return 0
     return sum(tensor.nbytes for tensor in tree_leaves((args, out)) if isinstance(tensor, Tensor))
+
+
+def _update_workspace(function, args, out) -> int:
+    # Gradient, image, source, filter, or from the image on.
+    backward = function is torch.ops.nnunet_deconver.nonnegative_deconvolution_backward.default
+    x, source = args[1:3] if backward else args[:2]
+    return triton_update.scratch_bytes(x.shape, source.shape, backward=backward)
+
+
+# What kernels take besides their results, by operation.
+_WORKSPACES = {
+    torch.ops.aten.convolution.default: _convolution_workspace,
+    torch.ops.aten.convolution_backward.default: _convolution_workspace,
+    torch.ops.nnunet_deconver.nonnegative_deconvolution.default: _update_workspace,
+    torch.ops.nnunet_deconver.nonnegative_deconvolution_backward.default: _update_workspace,
+}
 
 
 class _Kept:

@@ -1,10 +1,15 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter then; it reads this when it is first imported, by a test.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS, NonnegativeDeconvolution
+from nnunet_deconver.ops import device_type
+from nnunet_deconver.ops.recompute import checkpointed, in_slabs
 
 INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
@@ -79,8 +81,19 @@ class DeconverBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        x = x + self.mixer(self.norm_mixer(x))
-        return x + self.mlp(self.norm_mlp(x))
+        # The source's update looks a kernel's half far for the reconstruction, and as far again for its adjoint.
+        ndc = self.mixer.ndc
+        halo = 2 * ndc.iterations * (ndc.kernel_size[0] // 2)
+        x = self._step(x, self.norm_mixer, self.mixer, halo, ndc.source_channels)
+        return self._step(x, self.norm_mlp, self.mlp, 0, self.mlp[0].out_channels)
+
+    def _step(self, x: Tensor, norm: nn.Module, function: nn.Module, halo: int, widest: int) -> Tensor:
+        """`x + function(norm(x))`; keeps what is made on the way, many times the size of x, out of memory."""
+        if device_type(x) != "cpu":
+            return checkpointed(lambda x: x + function(norm(x)), x)
+        # In slabs, but for the norm, which is of the whole image.
+        expansion = widest / x.shape[1]
+        return x + in_slabs(function, norm(x), tuple(function.parameters()), halo=halo, expansion=expansion)
 
     def feature_channels(self) -> int:
         """Channels of all convolution outputs in the block, NDC's own three convolutions included."""

@@ -81,10 +81,13 @@ class NonnegativeDeconvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative."""
-        source = torch.relu(self.source(x))
+        source = self.source(x)
+        # In place: no tensor of the network is larger, and what this one was before is not needed again.
         if source.dtype == torch.float16:
-            # The projection may overflow to inf before the update sees it.
-            source = source.clamp(max=torch.finfo(torch.float16).max)
+            # The projection may overflow to inf, which the update must not see.
+            source = nn.functional.hardtanh_(source, 0, torch.finfo(torch.float16).max)
+        else:
+            source = source.relu_()
         return nonnegative_deconvolution(
             x, source, torch.relu(self.filter), groups=self.groups, iterations=self.iterations, eps=self.eps
         )

@@ -1,4 +1,4 @@
-"""Which device an op prepares for."""
+"""The kind of device that paths are chosen for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,16 +10,19 @@ _assumed: str | None = None
 
 
 def device_type(tensor: Tensor) -> str:
-    """The type of device to choose a path for: that of the tensor, unless another is assumed."""
+    """The type of the device that `tensor` is on, or that `assume_device` names."""
     return _assumed or tensor.device.type
 
 
 @contextmanager
 def assume_device(type: str) -> Iterator[None]:
-    """Lets the ops of this package take the paths of another device, to count what they would keep there.
+    """Within this context paths are chosen as on a device of that type.
+
+    For planning with fake or meta tensors, on a machine without the device: its operations then run through their fake
+    implementations. Real tensors stay where they are.
 
     Args:
-        type: "cuda" or "cpu".
+        type: such as "cuda".
     """
     global _assumed
     before, _assumed = _assumed, type

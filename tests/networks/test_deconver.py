@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.networks import Deconver
+from nnunet_deconver.ops import assume_device, recompute
 
 
 def network(conv_op=nn.Conv3d, *, features=(4, 8, 16), kernels=3, strides=(1, 2, 2), inputs=1, classes=2, **kwargs):
@@ -48,14 +49,20 @@ TABLE = [
 ]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])  # by different paths
 @pytest.mark.parametrize("configuration, kernel, options, parameters, flops, flops_with_ndc", TABLE)
-def test_published_parameters_and_flops(configuration, kernel, options, parameters, flops, flops_with_ndc):
+def test_published_parameters_and_flops(
+    configuration, kernel, options, parameters, flops, flops_with_ndc, device, monkeypatch
+):
+    # Halos of slabs would count twice.
+    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", math.inf)
     model = paper_network(*configuration, kernel, **options)
     lower_heads = sum(p.numel() for head in model.decoder.seg_layers[:-1] for p in head.parameters())
     counted = sum(p.numel() for p in model.parameters()) - lower_heads
     assert round(counted / 1e6, 2) == parameters
 
-    without, with_ndc = flops_per_voxel(model, configuration[0], configuration[2])
+    with assume_device(device):
+        without, with_ndc = flops_per_voxel(model, configuration[0], configuration[2])
     if flops is not None:
         assert round(without / 1e3, 1) == flops
     if flops_with_ndc is not None:

@@ -1,9 +1,10 @@
 """Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.1.
 
-`reference` is the equation, `mixed_precision` what networks call.
+`reference` is the equation, `mixed_precision` the same for half precision, `triton_update` the path on GPUs, and
+`backends` what networks call, which chooses among them.
 """
 
-from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.backends import nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     adjoint_filter,
     nonnegative_deconvolution_reference,

@@ -1,4 +1,4 @@
-"""Nonnegative deconvolution between tensors of any floating dtype.
+"""Nonnegative deconvolution between tensors of any floating dtype, made of PyTorch's convolutions.
 
 The update itself runs in float32 (float64 for float64 inputs) whatever autocast says. What crosses the border to
 half precision saturates instead of overflowing:
@@ -19,38 +19,20 @@ from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
 )
 
 
-def nonnegative_deconvolution(
+def nonnegative_deconvolution_plain(
     x: Tensor, source: Tensor, filter: Tensor, *, groups: int = 1, iterations: int = 1, eps: float = 1e-8
 ) -> Tensor:
-    """Multiplicative updates of the source in `x ~ source (*) filter`, arXiv 2504.00302, eq. (1) and (3).
-
-    `S <- S * (X (*) V^- + eps) / ((S (*) V) (*) V^- + eps)`, `iterations` times, per group.
-
-    Args:
-        x: (B, C, *S), nonnegative, 1 to 3 spatial axes.
-        source: (B, E, *S), nonnegative, the source to start from.
-        filter: (C, E / groups, *k), nonnegative, odd k.
-        groups: number of groups the channels are split into.
-        iterations: number of updates.
-        eps: added to numerator and denominator.
-
-    Returns:
-        The updated source, (B, E, *S), in the dtype of `source`, computed in float32 at least. Values that
-        float16 cannot hold become its largest finite value.
-
-    Raises:
-        ValueError: if shapes do not fit, a kernel is even, or groups do not divide.
-    """
+    """`backends.nonnegative_deconvolution`, for any arguments that it accepts."""
     dtype = compute_dtype(x, source, filter)
     updated = nonnegative_deconvolution_reference(
-        _fast_layout(_Widen.apply(x, dtype)),
-        _fast_layout(_Widen.apply(source, dtype)),
-        _Widen.apply(filter, dtype),
+        _fast_layout(widen(x, dtype)),
+        _fast_layout(widen(source, dtype)),
+        widen(filter, dtype),
         groups=groups,
         iterations=iterations,
         eps=eps,
     )
-    return _narrow(updated, source.dtype)
+    return narrow(updated, source.dtype)
 
 
 def _fast_layout(values: Tensor) -> Tensor:
@@ -61,15 +43,19 @@ def _fast_layout(values: Tensor) -> Tensor:
     return values
 
 
-def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+def widen(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts to a wider dtype, with a gradient that saturates on its way back."""
+    return _Widen.apply(values, dtype)
+
+
+def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts to a narrower dtype: what exceeds its largest value becomes that."""
     if dtype.itemsize < values.dtype.itemsize:
         values = values.clamp(max=torch.finfo(dtype).max)
     return values.to(dtype)
 
 
 class _Widen(torch.autograd.Function):
-    """Cast to a wider dtype whose gradient saturates on its way back."""
-
     @staticmethod
     def forward(ctx, values: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = values.dtype
@@ -77,8 +63,13 @@ class _Widen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        if ctx.dtype == gradient.dtype:
-            return gradient, None
-        limit = torch.finfo(ctx.dtype).max
-        saturated = gradient.clamp(-limit, limit)
-        return torch.where(gradient.isinf(), gradient, saturated).to(ctx.dtype), None
+        return narrow_gradient(gradient, ctx.dtype), None
+
+
+def narrow_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts a gradient to a narrower dtype: finite values saturate, inf and NaN stay."""
+    if dtype == gradient.dtype:
+        return gradient
+    limit = torch.finfo(dtype).max
+    saturated = gradient.clamp(-limit, limit)
+    return torch.where(gradient.isinf(), gradient, saturated).to(dtype)

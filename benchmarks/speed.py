@@ -1,0 +1,271 @@
+"""Time and memory of nonnegative deconvolution, of Deconver's blocks, and of whole networks.
+
+    python benchmarks/speed.py --out benchmarks/results/speed_cpu
+
+On a GPU as nnU-Net trains there (float16 autocast, networks compiled, patches of the papers), on a CPU in float32 on
+patches that a CPU can bear. Every time is compared with another that is measured in turn with it, in the same run: what
+is computed fast with the plain formulation (PyTorch's grouped convolutions on the whole image, everything kept), and
+networks with nnU-Net's PlainConvUNet on the same stages. A row whose result or gradients are not as near to float64 as
+the plain formulation's reports no speed. Bytes kept for backward and peaks are those of `plans.memory`, for a GPU.
+"""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from recording import record
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution, deconver_block
+from nnunet_deconver.networks.plans import DECONVER, build_network, plain_architecture
+from nnunet_deconver.ops.nonnegative_deconvolution import backends
+from nnunet_deconver.plans.memory import GIB, adamw, sgd, training_memory
+from nnunet_deconver.plans.presets import load_preset
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+# (channels, spatial size) of each stage, batch 2.
+STAGES = {
+    "brats23": [(32 * 2**i, (128 >> i,) * 3) for i in range(5)]
+    if CUDA
+    else [(32 * 2**i, (32 >> i,) * 3) for i in range(4)],
+    "isles22": [(64 * 2**i, (64 >> i,) * 3) for i in range(4)]
+    if CUDA
+    else [(64 * 2**i, (24 >> i,) * 3) for i in range(3)],
+    "hippocampus": [(32 * 2**i, size) for i, size in enumerate([(40, 56, 40), (20, 28, 20), (10, 14, 10), (5, 7, 5)])],
+}
+# What is varied, one at a time, around 32 channels, k3, ratio 4.
+GROWTH = {
+    "patch": [{"size": (s,) * 3} for s in ((64, 96, 128) if CUDA else (16, 24, 32, 40))],
+    "batch": [{"batch": b} for b in (1, 2, 4)],
+    "ratio": [{"ratio": r} for r in (1, 2, 4)],
+    "kernel": [{"kernel": k} for k in (1, 3, 5)],
+}
+
+
+@contextlib.contextmanager
+def plain_formulation():
+    """The equations as PyTorch's grouped convolutions, on whole images, with everything kept."""
+    preferred, slabs, checkpointed = backends.PREFERRED, deconver_block.in_slabs, deconver_block.checkpointed
+    backends.PREFERRED = {}
+    deconver_block.in_slabs = lambda function, x, *_, **__: function(x)
+    deconver_block.checkpointed = lambda function, x: function(x)
+    try:
+        yield
+    finally:
+        backends.PREFERRED, deconver_block.in_slabs, deconver_block.checkpointed = preferred, slabs, checkpointed
+
+
+def autocast():
+    """nnU-Net's: float16 on a GPU, none on a CPU."""
+    return torch.autocast("cuda", torch.float16, enabled=CUDA)
+
+
+def forward(module: nn.Module, x: torch.Tensor):
+    with torch.no_grad(), autocast():
+        module(x)
+
+
+def step(module: nn.Module, x: torch.Tensor):
+    with autocast():
+        out = module(x)
+        loss = sum(o.float().square().mean() for o in (out if isinstance(out, (list, tuple)) else [out]))
+    loss.backward()
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    if CUDA:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, plain: bool) -> dict:
+    """Median and quartiles of the times of two calls, made in turn, and of their ratio.
+
+    Args:
+        fast: what is measured.
+        slow: what it is compared with.
+        rounds: calls of each, after one to warm up.
+        plain: whether `slow` is to be run in the plain formulation.
+    """
+    times = []
+    for _ in range(rounds + 1):
+        first = seconds(fast)
+        with plain_formulation() if plain else contextlib.nullcontext():
+            times.append((first, seconds(slow)))
+    times = np.array(times[1:])
+    low, median, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
+    return {
+        "ms": round(1e3 * float(np.median(times[:, 0])), 2),
+        "reference_ms": round(1e3 * float(np.median(times[:, 1])), 2),
+        "times_faster": round(float(median), 3),
+        "quartiles": f"{low:.2f} to {high:.2f}",
+    }
+
+
+def is_right(module: nn.Module, x: torch.Tensor) -> bool:
+    """Whether result and gradients are no further from float64 than those of the plain formulation, times 1.5."""
+    exact = [t.double() for t in results(module.double(), x.double(), use_autocast=False)]
+    module.float()
+    with plain_formulation():
+        allowed = distances(results(module, x), exact)
+    return all(d <= 1.5 * a + 1e-5 for d, a in zip(distances(results(module, x), exact), allowed, strict=True))
+
+
+def results(module: nn.Module, x: torch.Tensor, *, use_autocast: bool = True) -> list[torch.Tensor]:
+    x = x.detach().requires_grad_()
+    with autocast() if use_autocast else contextlib.nullcontext():
+        out = module(x)
+        loss = out.to(x.dtype).square().mean()
+    return [out.detach(), *torch.autograd.grad(loss, [x, *module.parameters()])]
+
+
+def distances(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
+    return [((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in zip(found, exact, strict=True)]
+
+
+def module_rows(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], rounds: int) -> list[dict]:
+    """Forward, and forward and backward, of a module beside its plain formulation."""
+    torch.manual_seed(0)
+    module, x = build().to(DEVICE), torch.rand(shape, device=DEVICE)
+    right = is_right(module, x[:1, ..., : min(shape[-1], 24)])
+    rows = []
+    for what, run in (("forward", forward), ("forward + backward", step)):
+        # As in a network: what comes in has a gradient, too.
+        image = x.clone().requires_grad_(run is step)
+        times = compare(partial(run, module, image), partial(run, module, image), rounds, plain=True)
+        if not right:
+            times = dict.fromkeys(times, "")
+        rows.append(
+            {"what": name, "shape": " x ".join(map(str, shape)), "pass": what, "against": "plain formulation"} | times
+        )
+    return rows
+
+
+def network_rows(rounds: int) -> list[dict]:
+    """Deconver beside nnU-Net's networks on the same plan."""
+    strides = [[1] * 3] + [[2] * 3] * (5 if CUDA else 3)
+    shape = (2, 1, 128, 128, 128) if CUDA else (2, 1, 40, 56, 40)
+    features = [32, 64, 128, 256, 320, 320][: len(strides)]
+    networks = {name: _entry(features, strides, kernel) for name, kernel in (("Deconver k3", 3), ("Deconver k5", 5))}
+    plain = plain_architecture(networks["Deconver k3"])
+    networks["ResidualEncoderUNet"] = {
+        "network_class_name": "nnunet_deconver.networks.ResidualEncoderUNet",
+        "arch_kwargs": {k: v for k, v in plain["arch_kwargs"].items() if k != "n_conv_per_stage"}
+        | {
+            "n_blocks_per_stage": [1, 3, 4, 6, 6, 6][: len(strides)],
+            "n_conv_per_stage_decoder": [1] * (len(strides) - 1),
+        },
+        "_kw_requires_import": plain["_kw_requires_import"],
+    }
+    reference = _network(plain)
+    x = torch.rand(shape, device=DEVICE)
+    rows = []
+    for name, entry in tqdm(networks.items(), unit="network"):
+        network = _network(entry)
+        for what, run in (("forward", forward), ("forward + backward", step)):
+            times = compare(partial(run, network, x), partial(run, reference, x), rounds, plain=False)
+            rows.append(
+                {"what": name, "shape": " x ".join(map(str, shape)), "pass": what, "against": "PlainConvUNet"} | times
+            )
+        if "Deconver" in name:
+            rows += [
+                {"what": name, "shape": " x ".join(map(str, shape)), "pass": what, "against": "plain formulation"}
+                | compare(partial(run, network, x), partial(run, network, x), 2, plain=True)
+                for what, run in (("forward", forward), ("forward + backward", step))
+                if not CUDA  # compiled networks would be compiled anew
+            ]
+    return rows
+
+
+def _entry(features: list[int], strides: list[list[int]], kernel: int) -> dict:
+    arch_kwargs = {
+        "n_stages": len(features),
+        "features_per_stage": features,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[kernel] * 3] * len(features),
+        "strides": strides,
+    }
+    return {"network_class_name": DECONVER, "arch_kwargs": arch_kwargs, "_kw_requires_import": ["conv_op"]}
+
+
+def _network(entry: dict) -> nn.Module:
+    torch.manual_seed(0)
+    network = build_network(entry, 1, 3, deep_supervision=True).to(DEVICE)
+    return torch.compile(network) if CUDA else network
+
+
+def memory_rows() -> list[dict]:
+    """What training keeps for backward, and takes at most, on a GPU: Deconver beside PlainConvUNet."""
+    default = _entry([32, 64, 128, 256, 320, 320], [[1] * 3] + [[2] * 3] * 5, 3)
+    cases = {
+        "nnU-Net's default 3D plan": (default, 1, 3, False),
+        "BraTS'23 k3": (load_preset("brats23").architecture, 4, 3, True),
+        "BraTS'23 k5": (load_preset("brats23-k5").architecture, 4, 3, True),
+    }
+    axes = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}
+    rows = []
+    for name, (entry, channels, classes, regions) in cases.items():
+        with_axes = entry | {"arch_kwargs": entry["arch_kwargs"] | axes}
+        networks = {"PlainConvUNet": plain_architecture(entry), "Deconver": entry, "Deconver, DTC, NeRDc": with_axes}
+        for network, chosen in networks.items():
+            arguments = {
+                "input_channels": channels,
+                "num_classes": classes,
+                "regions": regions,
+                "patch_size": (128, 128, 128),
+                "batch_size": 2,
+                "build_optimizer": sgd if network == "PlainConvUNet" else adamw,
+            }
+            build = partial(build_network, chosen, channels, classes, deep_supervision=True)
+            memory = training_memory(build, **arguments)
+            row = {"plan": name, "network": network, "kept_GiB": round(memory.kept / GIB, 3)}
+            row["peak_GiB"] = round(memory.peak / GIB, 3)
+            if network == "Deconver":
+                with plain_formulation():
+                    row["kept_by_plain_formulation_GiB"] = round(training_memory(build, **arguments).kept / GIB, 3)
+            rows.append({"kept_by_plain_formulation_GiB": ""} | row)
+    return [{key: row[key] for key in sorted(row, key=list(rows[1]).index)} for row in rows]
+
+
+def growth_rows(rounds: int) -> list[dict]:
+    """The layer as patch, batch, ratio and kernel grow."""
+    rows = []
+    for name, changes in GROWTH.items():
+        for change in changes:
+            o = {"size": (32, 32, 32), "batch": 2, "ratio": 4, "kernel": 3} | change
+            build = partial(NonnegativeDeconvolution, 32, (o["kernel"],) * 3, o["ratio"])
+            label = f"NDC, {name} {' x '.join(map(str, np.atleast_1d(change[next(iter(change))])))}"
+            rows += module_rows(label, build, (o["batch"], 32, *o["size"]), rounds)
+    return rows
+
+
+def main():
+    """Reads the command line, measures, prints and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="path without ending")
+    parser.add_argument("--rounds", type=int, default=20 if CUDA else 5)
+    args = parser.parse_args()
+    rows = []
+    cases = [(name, *stage) for name, stages in STAGES.items() for stage in stages]
+    for name, channels, size in tqdm(cases, unit="stage"):
+        shape = (2, channels, *size)
+        rows += module_rows(f"NDC, {name}", partial(NonnegativeDeconvolution, channels, (3, 3, 3)), shape, args.rounds)
+        rows += module_rows(f"block, {name}", partial(DeconverBlock, channels, (3, 3, 3)), shape, args.rounds)
+    rows += growth_rows(args.rounds)
+    rows += network_rows(args.rounds)
+    record(
+        args.out, rows, threads=torch.get_num_threads(), autocast="float16" if CUDA else "none", memory=memory_rows()
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""One update of nonnegative deconvolution as an operation of its own, computed by Triton kernels.
+
+With source S, image X, filter V, its adjoint V^-, and G the gradient of the result (formulas: arXiv 2504.00302, eq. (1)
+and (3), and their derivatives):
+
+    Y = S (*) V        N = X (*) V^- + eps        D = Y (*) V^- + eps        S' = S N / D
+    dN = G S / D       dD = -G S N / D^2          dX = dN (*) V              dY = dD (*) V
+    dS = G N / D + dY (*) V^-
+    dV_ce(j) = sum_q X_c(q) dN_e(q + j) + Y_c(q) dD_e(q + j) + dY_c(q) S_e(q + j)
+
+Autograd keeps x, source and filter, which the network's graph mostly holds anyhow, and nothing else: what backward
+needs of the above is made again there.
+
+What a pass moves through device memory, per voxel and channel of x, at the ratio 4 of the networks (h = 2 bytes in half
+precision, 4 in float32; intermediates f = 4 bytes always; the taps around a voxel come from the caches):
+
+| kernel | reads | writes | h = 2 |
+| --- | --- | --- | --- |
+| forward: Y | S 4h | Y f | 12 |
+| S' | X h, Y f, S 4h | S' 4h | 22 |
+| backward: Y | S 4h | Y f | 12 |
+| dN, dD | X h, Y f, S 4h, G 4h | dN 4f, dD 4f | 54 |
+| dX, dY | dN 4f, dD 4f | dX h, dY f | 38 |
+| dS | X h, Y f, dY f, G 4h, S 4h | dS 4h | 34 |
+| dV | X h, Y f, dY f, dN 4f, dD 4f, S 4h | parts of dV | 50 |
+
+34 bytes forward and 188 backward. In one kernel forward would move 18, but each voxel needs Y at all taps around it:
+making Y there would take as many times the arithmetic as the kernel has taps. The same holds for Y, dN, dD and dY in
+backward, each of which is needed around the voxel where it is made; N, D and G N / D are needed in their own voxel only
+and never stored. The intermediates are float32 because float16 has not their range (G S / D reaches 1e8 G S where the
+reconstruction vanishes), and because dX and dS are differences of them. They are transient: slabs, the groups of the
+samples, are worked off in bunches of about a gigabyte.
+
+Each program of the last kernel sums over its own voxels and writes its sums to its own place in a buffer; these are
+then added in a fixed order. There are no atomic additions, so gradients are the same bits each time.
+
+Output and gradients saturate as in `mixed_precision`.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from nnunet_deconver.ops.device import device_type
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow_gradient
+
+try:
+    import triton
+except ImportError:
+    triton = None
+
+# Tuples as arguments of kernels.
+MINIMUM_TRITON = (3, 3)
+# The sums of a group are unrolled into registers.
+MOST_CHANNELS = 8
+LARGEST_KERNEL = 7
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# What a pass may take for its intermediates, if more than one slab fits: slabs are worked off in bunches of that size.
+# At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels, enough for any GPU.
+SCRATCH_BYTES = 2**30
+# Triton reads this when it is imported; its interpreter then runs kernels on a CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_obstacle() -> str | None:
+    if triton is None:
+        return "triton is not installed"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < MINIMUM_TRITON:
+        return f"triton is {triton.__version__} and must be {'.'.join(map(str, MINIMUM_TRITON))} or later"
+    return None
+
+
+_TRITON_OBSTACLE = _triton_obstacle()
+
+
+def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str | None:
+    """Why `nonnegative_deconvolution_triton` cannot compute this; None where it can. See there for the arguments."""
+    if _TRITON_OBSTACLE is not None:
+        return _TRITON_OBSTACLE
+    if device_type(x) != "cuda" and not INTERPRETED:
+        return f"x is on {x.device.type} and must be on cuda"
+    if not x.device == source.device == filter.device:
+        return f"x is on {x.device}, source on {source.device} and filter on {filter.device}"
+    for name, tensor in (("x", x), ("source", source), ("filter", filter)):
+        if tensor.dtype not in DTYPES:
+            return f"{name} is {tensor.dtype} and must be one of {', '.join(map(str, DTYPES))}"
+    channels, sources = x.shape[1] // groups, filter.shape[1]
+    if max(channels, sources) > MOST_CHANNELS:
+        return f"a group has {channels} channels and {sources} sources and may have {MOST_CHANNELS} of each"
+    if max(filter.shape[2:]) > LARGEST_KERNEL:
+        return f"the kernel is {tuple(filter.shape[2:])} and may have {LARGEST_KERNEL} along each axis"
+    if iterations != 1:
+        return f"iterations is {iterations} and must be 1"
+    return None
+
+
+def nonnegative_deconvolution_triton(
+    x: Tensor, source: Tensor, filter: Tensor, *, groups: int, iterations: int, eps: float
+) -> Tensor:
+    """`backends.nonnegative_deconvolution` where `obstacle` finds none; `iterations` is 1."""
+    return _update(x, source, filter, groups, eps)
+
+
+def _run_update(x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float) -> Tensor:
+    from nnunet_deconver.ops.nonnegative_deconvolution import triton_kernels
+
+    return triton_kernels.update(x, source, filter, groups, eps)
+
+
+def _run_differentiate(
+    gradient: Tensor, x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    from nnunet_deconver.ops.nonnegative_deconvolution import triton_kernels
+
+    d_x, d_source, d_filter = triton_kernels.differentiate(gradient, x, source, filter, groups, eps)
+    return d_x, d_source, narrow_gradient(d_filter, filter.dtype)
+
+
+def _save(ctx, inputs, output):
+    x, source, filter, ctx.groups, ctx.eps = inputs
+    ctx.save_for_backward(x, source, filter)
+
+
+def _backward(ctx, gradient):
+    return *_differentiate(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps), None, None
+
+
+def _no_second_derivative(ctx, *gradients):
+    raise RuntimeError(
+        "nonnegative deconvolution has no second derivative with backend 'triton'; call it with backend='plain'"
+    )
+
+
+# A device's autocast leaves operations alone that it does not know: this one computes in float32 by itself.
+_update = torch.library.custom_op(
+    "nnunet_deconver::nonnegative_deconvolution",
+    _run_update,
+    mutates_args=(),
+    schema="(Tensor x, Tensor source, Tensor filter, int groups, float eps) -> Tensor",
+)
+_differentiate = torch.library.custom_op(
+    "nnunet_deconver::nonnegative_deconvolution_backward",
+    _run_differentiate,
+    mutates_args=(),
+    schema=(
+        "(Tensor gradient, Tensor x, Tensor source, Tensor filter, int groups, float eps) -> (Tensor, Tensor, Tensor)"
+    ),
+)
+_update.register_autograd(_backward, setup_context=_save)
+_differentiate.register_autograd(_no_second_derivative)
+
+
+def scratch_bytes(x_shape: Sequence[int], source_shape: Sequence[int], *, backward: bool) -> int:
+    """What the kernels take for their intermediates, in float32, but for parts of the filter's gradient.
+
+    Args:
+        x_shape: (B, C, *S).
+        source_shape: (B, E, *S).
+        backward: of the gradients, rather than of the update itself.
+    """
+    elements = 2 * (math.prod(x_shape) + math.prod(source_shape)) if backward else math.prod(x_shape)
+    return min(4 * elements, SCRATCH_BYTES)
+
+
+@_update.register_fake
+def _(x, source, filter, groups, eps):
+    return source.new_empty(source.shape)
+
+
+@_differentiate.register_fake
+def _(gradient, x, source, filter, groups, eps):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, source, filter))
+
+
+@register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution)
+def _flops(x, source, filter, groups, eps, *, out_shape=None, **kwargs) -> int:
+    # Those of the three convolutions: each of the filter's weights meets each voxel of each sample once.
+    return 3 * 2 * x[0] * math.prod(x[2:]) * math.prod(filter)
+
+
+@register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution_backward)
+def _flops_backward(gradient, x, source, filter, groups, eps, *, out_shape=None, **kwargs) -> int:
+    # Each convolution is differentiated by image and filter. Recomputation is not counted.
+    return 2 * _flops(x, source, filter, groups, eps)
