@@ -15,7 +15,8 @@ def install(tmp_path, monkeypatch):
 
     def install(version: str) -> Path:
         root = tmp_path / "nnunetv2"
-        (root / "training" / "nnUNetTrainer").mkdir(parents=True)
+        for folder in ("training/nnUNetTrainer", "experiment_planning/experiment_planners"):
+            (root / folder).mkdir(parents=True)
         (root / "__init__.py").touch()
         metadata = tmp_path / f"nnunetv2-{version}.dist-info"
         metadata.mkdir()
