@@ -2,6 +2,8 @@
 
 import datetime
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,10 +75,15 @@ def worker(rank: int, folder: str):
 
 @pytest.mark.slow
 def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path):
-    torch.multiprocessing.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="fork")
+    # In a process of its own: autograd's threads, which other tests may have started, do not survive a fork.
+    subprocess.run([sys.executable, __file__, str(tmp_path)], check=True)
     for family in FAMILIES:
         network = build(family)
         step(network, data())
         found = torch.load(tmp_path / f"{family}.pt")
         for name, parameter in network.named_parameters():
             torch.testing.assert_close(found[name], parameter.grad, msg=lambda m, n=name, f=family: f"{f} {n}: {m}")
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.start_processes(worker, (sys.argv[1],), nprocs=2, start_method="fork")
