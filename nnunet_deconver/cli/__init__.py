@@ -9,10 +9,20 @@ import argparse
 import sys
 
 from nnunet_deconver import __version__
-from nnunet_deconver.cli import demo, listing, plan, register, status, summary, trainer_path, upgrade_checkpoint
+from nnunet_deconver.cli import (
+    demo,
+    export_submission,
+    listing,
+    plan,
+    register,
+    status,
+    summary,
+    trainer_path,
+    upgrade_checkpoint,
+)
 from nnunet_deconver.cli.errors import CommandError
 
-SUBCOMMANDS = (register, status, trainer_path, listing, plan, summary, upgrade_checkpoint, demo)
+SUBCOMMANDS = (register, status, trainer_path, listing, plan, summary, upgrade_checkpoint, export_submission, demo)
 
 
 def main(arguments: list[str] | None = None) -> int:

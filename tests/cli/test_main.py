@@ -26,11 +26,11 @@ def test_help_names_every_subcommand(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
-    assert {"register", "unregister", "status", "trainer-path", "list", "demo"} <= listed
+    assert {"register", "unregister", "status", "trainer-path", "list", "demo", "export-submission"} <= listed
 
 
 def test_every_subcommand_explains_itself(capsys):
-    for subcommand in ["register", "unregister", "status", "trainer-path", "list", "demo"]:
+    for subcommand in ["register", "unregister", "status", "trainer-path", "list", "demo", "export-submission"]:
         with pytest.raises(SystemExit) as exit_:
             cli.main([subcommand, "--help"])
         assert exit_.value.code == 0
