@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 from pathlib import Path
@@ -61,3 +62,111 @@ def _write_dataset(
 def write_dataset():
     """Makes a dataset as it is after nnUNetv2_extract_fingerprint."""
     return _write_dataset
+
+
+def _plans(rank: int, reader: str, channels: int) -> dict:
+    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "testPlans_test",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [16] * rank,
+        "median_image_size_in_voxels": [20] * rank,
+        "spacing": [1.0] * rank,
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg_kwargs": resampling | {"is_seg": True},
+        "resampling_fn_probabilities_kwargs": resampling,
+        "batch_dice": False,
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": 3,
+                "features_per_stage": [4, 8, 16],
+                "conv_op": f"torch.nn.modules.conv.Conv{rank}d",
+                "kernel_sizes": [[3] * rank] * 3,
+                "strides": [[1] * rank, [2] * rank, [2] * rank],
+                "n_conv_per_stage": [1, 1, 1],
+                "n_conv_per_stage_decoder": [1, 1],
+                "conv_bias": True,
+                "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{rank}d",
+                "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+        },
+    }
+    return {
+        "dataset_name": "Dataset900_Test",
+        "plans_name": "testPlans",
+        "image_reader_writer": reader,
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(channels)},
+        "experiment_planner_used": "ExperimentPlanner",
+        "configurations": {"test": configuration},
+    }
+
+
+@pytest.fixture(scope="session")
+def label_finding():
+    """A function that varies a network's weights such that it finds all labels: nothing learns that in a test."""
+
+    def vary(network, shape, seed: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+            logits = network.eval()(torch.randn(shape, generator=generator))
+            network.decoder.seg_layers[-1].bias -= logits.flatten(2).mean((0, 2))
+        return network.state_dict()
+
+    return vary
+
+
+@pytest.fixture
+def trained_model(tmp_path, label_finding):
+    """A function that makes a model folder as nnU-Net's training leaves it, with weights that find all labels."""
+
+    def make(folds=(0,), rank=3, reader="SimpleITKIO", ending=".nii.gz", channels=("MRI",), trainer="nnUNetTrainer"):
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        from nnunet_deconver import trainers
+
+        plans = _plans(rank, reader, len(channels))
+        dataset = {
+            "channel_names": {str(number): name for number, name in enumerate(channels)},
+            "labels": {"background": 0, "organ": 1, "lesion": 2},
+            "file_ending": ending,
+        }
+        model = tmp_path / "results" / "Dataset900_Test" / f"{trainer}__testPlans__test"
+        model.mkdir(parents=True)
+        (model / "plans.json").write_text(json.dumps(plans))
+        (model / "dataset.json").write_text(json.dumps(dataset))
+        builder = getattr(trainers, trainer, None) or recursive_find_trainer_class_by_name(trainer)
+        manager = PlansManager(copy.deepcopy(plans))
+        for fold in folds:
+            network = builder.build_network_architecture(
+                manager, manager.get_configuration("test"), len(channels), 3, enable_deep_supervision=False
+            )
+            shape = (1, len(channels), *[16] * rank)
+            checkpoint = {
+                "network_weights": label_finding(network, shape, seed=fold if fold != "all" else 9),
+                "optimizer_state": {"momentum": torch.zeros(1000)},
+                "grad_scaler_state": {},
+                "init_args": {"plans": plans, "configuration": "test", "fold": fold, "dataset_json": dataset},
+                "trainer_name": trainer,
+                "inference_allowed_mirroring_axes": tuple(range(rank)),
+            }
+            (model / f"fold_{fold}").mkdir()
+            torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
+        return model
+
+    return make

@@ -14,6 +14,7 @@ FOLDERS = {
     "plans": ROOT / "plans",
     "trainers": ROOT / "trainers",
     "shim": ROOT / "nnunet_deconver" / "shim",
+    "submission": ROOT / "nnunet_deconver" / "submission",
     "cli": ROOT / "nnunet_deconver" / "cli",
 }
 # What the modules of a folder may import of this package, besides their own folder.
@@ -25,7 +26,8 @@ MAY_IMPORT = {
     "plans": {"ops", "layers", "networks"},
     "trainers": {"ops", "layers", "networks"},
     "shim": {"trainers"},
-    "cli": {"ops", "layers", "networks", "evaluation", "plans", "trainers", "shim"},
+    "submission": {"shim"},
+    "cli": {"ops", "layers", "networks", "evaluation", "plans", "trainers", "shim", "submission"},
 }
 
 

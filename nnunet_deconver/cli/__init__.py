@@ -13,6 +13,7 @@ from nnunet_deconver.cli import (
     compare,
     demo,
     evaluate,
+    export_submission,
     listing,
     plan,
     register,
@@ -33,6 +34,7 @@ SUBCOMMANDS = (
     upgrade_checkpoint,
     evaluate,
     compare,
+    export_submission,
     demo,
 )
 

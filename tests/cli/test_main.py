@@ -26,11 +26,31 @@ def test_help_names_every_subcommand(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
-    assert {"register", "unregister", "status", "trainer-path", "list", "evaluate", "compare", "demo"} <= listed
+    assert {
+        "register",
+        "unregister",
+        "status",
+        "trainer-path",
+        "list",
+        "evaluate",
+        "compare",
+        "export-submission",
+        "demo",
+    } <= listed
 
 
 def test_every_subcommand_explains_itself(capsys):
-    for subcommand in ["register", "unregister", "status", "trainer-path", "list", "evaluate", "compare", "demo"]:
+    for subcommand in [
+        "register",
+        "unregister",
+        "status",
+        "trainer-path",
+        "list",
+        "evaluate",
+        "compare",
+        "export-submission",
+        "demo",
+    ]:
         with pytest.raises(SystemExit) as exit_:
             cli.main([subcommand, "--help"])
         assert exit_.value.code == 0

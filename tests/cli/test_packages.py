@@ -1,0 +1,130 @@
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import nnunet_deconver
+from nnunet_deconver.cli import packages
+from nnunet_deconver.cli.errors import CommandError
+
+
+def wheel_of(folder: Path, **keywords) -> Path:
+    """A wheel of this package as it is installed here."""
+    folder.mkdir(**keywords)
+    return packages.make_wheel(packages.installed_distribution("nnunet-deconver"), folder)
+
+
+def files(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def pip(*arguments):
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *map(str, arguments)], check=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    return wheel_of(tmp_path_factory.mktemp("packages") / "wheels")
+
+
+def test_the_wheel_installs_and_is_complete(wheel, tmp_path):
+    """The command runs from it, and it has what other exports and nnU-Net's search for trainers need."""
+    pip("--no-deps", "--no-index", "--target", tmp_path, wheel)
+    script = (
+        "import nnunet_deconver, nnunet_deconver.networks, nnunet_deconver.plans, nnunet_deconver.trainers\n"
+        "from nnunet_deconver.cli import main\n"
+        "main(['trainer-path'])\n"
+        "print(nnunet_deconver.__file__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    package = tmp_path / "nnunet_deconver"
+    assert done.stdout.split() == [str(package / "shim"), str(package / "__init__.py")]
+    here = Path(nnunet_deconver.__file__).parent
+    for folder in ("submission", "shim"):
+        names = {path.name for path in (here / folder).iterdir() if path.name != "__pycache__"}
+        assert names <= {path.name for path in (package / folder).iterdir()}
+
+
+def test_a_wheel_of_installed_files_equals_the_one_they_came_from(wheel, tmp_path):
+    pip("--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
+    (installed,) = metadata.distributions(path=[str(tmp_path / "site")])
+    assert any(file.suffix == ".pyc" for file in installed.files)
+    again = packages.make_wheel(installed, tmp_path)
+    assert again.name == wheel.name
+    before, after = files(wheel), files(again)
+    record = next(name for name in before if name.endswith("RECORD"))
+    assert sorted(before.pop(record).split()) == sorted(after.pop(record).split())
+    assert before == after
+
+
+def test_a_source_that_cannot_be_built_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages.sys, "executable", "false")
+    with pytest.raises(CommandError, match=r"nnunet-deconver is installed editable, and its source .* could not"):
+        packages._build("nnunet-deconver", Path(__file__).parents[2], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_setuptools_leaves_in_a_clone_is_not_what_is_installed(tmp_path, monkeypatch):
+    left = tmp_path / "clone" / "nnunet_deconver.egg-info"
+    left.mkdir(parents=True)
+    (left / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: nnunet-deconver\nVersion: 0.0.1\n")
+    monkeypatch.syspath_prepend(left.parent)
+    assert metadata.version("nnunet-deconver") == "0.0.1"
+    assert packages.installed_distribution("nnunet-deconver").version == nnunet_deconver.__version__
+    assert packages.installed_distribution("no-such-package") is None
+    with pytest.raises(CommandError, match="nnunet-deconver was not installed by pip"):
+        packages.make_wheel(metadata.distribution("nnunet-deconver"), tmp_path)
+
+
+class Installed:
+    """A distribution with the parts of importlib's that are used here."""
+
+    def __init__(self, name, version, requires=(), direct_url=None):
+        self.name, self.version, self.requires, self.direct_url = name, version, list(requires), direct_url
+
+    def read_text(self, name):
+        return self.direct_url if name == "direct_url.json" else None
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    everything = {
+        each.name: each
+        for each in (
+            Installed("nnunet-deconver", "0.1.0", ["nnunetv2>=2", "torch", 'pytest; extra == "dev"']),
+            Installed("nnunetv2", "2.8.1", ["torch", "Needs_Extra[fast]", "absent; python_version >= '3'"]),
+            Installed("torch", "2.9.0+cu126", ['cuda==1; platform_system == "Linux"', 'win==1; os_name == "nt"']),
+            Installed("needs-extra", "3", ['quick; extra == "fast"', 'slow; extra == "other"', "nnunetv2"]),
+            *(Installed(name, "1") for name in ("pytest", "cuda", "win", "quick", "slow", "unrelated")),
+            Installed("mine", "1", direct_url='{"url": "file:///x", "dir_info": {}}'),
+        )
+    }
+
+    monkeypatch.setattr(packages, "installed_distribution", lambda name: everything.get(name.lower().replace("_", "-")))
+    monkeypatch.setattr(packages, "make_wheel", lambda distribution, folder: folder / f"{distribution.name}.whl")
+    return everything
+
+
+def test_requirements_are_exact_and_those_of_linux(environment, tmp_path):
+    versions = packages.write_requirements(tmp_path)
+    assert (tmp_path / "requirements.txt").read_text().splitlines() == [
+        "cuda==1",
+        "needs-extra==3",
+        "./wheels/nnunet-deconver.whl",
+        "nnunetv2==2.8.1",
+        "quick==1",
+        "torch==2.9.0",
+    ]
+    assert versions["torch"] == "2.9.0"
+
+
+def test_what_no_index_has_travels_as_a_wheel(environment, tmp_path):
+    environment["nnunetv2"].direct_url = '{"url": "file:///clone", "dir_info": {"editable": true}}'
+    environment["torch"].requires.append("mine")
+    packages.write_requirements(tmp_path)
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert {"./wheels/mine.whl", "./wheels/nnunet-deconver.whl", "./wheels/nnunetv2.whl"} <= set(lines)
