@@ -27,25 +27,10 @@ def checkpointed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """
     images = x.split(1) if x[:1].numel() >= LARGE_IMAGE else [x]
     if torch.is_grad_enabled():
-        # The identity keeps x in the open, for those who count what is kept; checkpointing holds it out of sight.
-        done = [
-            checkpoint(function, _Identity.apply(image), use_reentrant=False, preserve_rng_state=False)
-            for image in images
-        ]
+        done = [checkpoint(function, image, use_reentrant=False, preserve_rng_state=False) for image in images]
     else:
         done = [function(image) for image in images]
     return done[0] if len(done) == 1 else torch.cat(done)
-
-
-class _Identity(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return gradient
 
 
 def in_slabs(

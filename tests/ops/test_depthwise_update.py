@@ -68,6 +68,13 @@ def test_zeros_and_the_largest_half():
         assert tensor.isfinite().all()
 
 
+def test_output_saturates_in_half_precision():
+    # Of one pointwise source the update is x / filter.
+    x, source, filter = (torch.full((1, 2, 3, 3), value, dtype=torch.float16) for value in (65504, 1, 0.5))
+    found = nonnegative_deconvolution(x, source, filter[0, :, None, :1, :1], groups=2, backend="depthwise")
+    assert (found == 65504).all()
+
+
 def test_empty_batch():
     x, source, filter = operands((0, 4, 6, 6), (3, 3), 4, torch.float32)
     assert nonnegative_deconvolution(x, source, filter, groups=4).shape == (0, 16, 6, 6)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunet_deconver.ops import recompute
 from nnunet_deconver.ops.recompute import checkpointed, in_slabs
@@ -161,4 +160,3 @@ def test_no_graph_no_checkpoint(monkeypatch):
     monkeypatch.setattr(recompute, "checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
     with torch.no_grad():
         checkpointed(torch.exp, torch.ones(2))
-    monkeypatch.setattr(recompute, "checkpoint", checkpoint)
