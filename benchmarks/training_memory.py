@@ -10,7 +10,6 @@ allocator; the estimate is then that for a CPU in float32.
 
 import argparse
 import gc
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,12 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from nnunet_deconver.networks.plans import (
-    DECONVER,
     build_network,
     deconver_architecture,
     plain_architecture,
     with_axes,
 )
-from nnunet_deconver.plans.memory import adamw, nnunet_loss, sgd, training_memory
+from nnunet_deconver.plans.memory import nnunet_loss, training_memory, usual_optimizer
 
 CHANNELS, CLASSES, BATCH = 1, 4, 2
 WARM_UP = 3
@@ -95,7 +93,7 @@ class Step:
 
     def __init__(self, entry: dict, patch_size, device: str, compiled: bool):
         self.network = build_network(entry, CHANNELS, CLASSES, deep_supervision=True).to(device)
-        self.optimizer = optimizer_of(entry)(self.network)
+        self.optimizer = usual_optimizer(entry)(self.network)
         self.image = torch.randn(BATCH, CHANNELS, *patch_size, device=device)
         self._compiled = torch.compile(self.network) if compiled else self.network
         self._loss = nnunet_loss(regions=False)
@@ -117,11 +115,6 @@ class Step:
         nn.utils.clip_grad_norm_(self.network.parameters(), 12)
         self._scaler.step(self.optimizer)
         self._scaler.update()
-
-
-def optimizer_of(entry: dict) -> Callable:
-    """What the network of an entry is usually trained with."""
-    return adamw if entry["network_class_name"] == DECONVER else sgd
 
 
 def measured_on_cuda(entry: dict, patch_size, compiled: bool) -> int:
@@ -171,7 +164,7 @@ def main():
             regions=False,
             patch_size=patch_size,
             batch_size=BATCH,
-            build_optimizer=optimizer_of(entry),
+            build_optimizer=usual_optimizer(entry),
             device_type="cuda" if cuda else "cpu",
             autocast=cuda,
         ).peak

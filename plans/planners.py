@@ -22,8 +22,8 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks.plans import DECONVER, build_network, deconver_architecture, with_axes
-from nnunet_deconver.plans.memory import GIB, TrainingMemory, adamw, sgd, training_memory
+from nnunet_deconver.networks.plans import build_network, deconver_architecture, with_axes
+from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory, usual_optimizer
 
 # Names of nnU-Net's default plans, whose preprocessed data is shared, and of our record in a plans file.
 DEFAULT_PLANS = "nnUNetPlans"
@@ -109,7 +109,7 @@ class PluginPlanner:
             regions=self.labels.has_regions,
             patch_size=[int(size) for size in patch_size],
             batch_size=int(batch_size),
-            build_optimizer=adamw if architecture["network_class_name"] == DECONVER else sgd,
+            build_optimizer=usual_optimizer(architecture),
         )
 
     def save_plans(self, plans: dict):

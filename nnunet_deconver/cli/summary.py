@@ -119,8 +119,7 @@ def from_preset(args: argparse.Namespace) -> tuple[Task, list[Subject]]:
     Raises:
         CommandError: if there is no such preset, or it leaves open what it takes.
     """
-    from nnunet_deconver.networks.plans import DECONVER
-    from nnunet_deconver.plans.memory import adamw, sgd
+    from nnunet_deconver.plans.memory import usual_optimizer
     from nnunet_deconver.plans.presets import load_preset
 
     if args.compare or args.trainer != DEFAULT_TRAINER:
@@ -139,7 +138,7 @@ def from_preset(args: argparse.Namespace) -> tuple[Task, list[Subject]]:
         raise CommandError(
             f"--preset {args.preset}: patch and batch are not published; add --patch-size and --batch-size"
         )
-    optimizer = adamw if preset.architecture["network_class_name"] == DECONVER else sgd
+    optimizer = usual_optimizer(preset.architecture)
     subject = Subject(preset.name, partial(_from_architecture, preset.architecture), optimizer)
     task = Task(preset.input_channels, preset.num_classes, preset.regions, patch_size, batch_size, preset.architecture)
     return task, [subject]
