@@ -52,14 +52,14 @@ GROWTH = {
 @contextlib.contextmanager
 def plain_formulation():
     """The equations as PyTorch's grouped convolutions, on whole images, with everything kept."""
-    preferred, slabs, checkpointed = backends.PREFERRED, deconver_block.in_slabs, deconver_block.checkpointed
+    preferred, chunks, checkpointed = backends.PREFERRED, deconver_block.in_chunks, deconver_block.checkpointed
     backends.PREFERRED = {}
-    deconver_block.in_slabs = lambda function, x, *_, **__: function(x)
+    deconver_block.in_chunks = lambda function, x, *_, **__: function(x)
     deconver_block.checkpointed = lambda function, x: function(x)
     try:
         yield
     finally:
-        backends.PREFERRED, deconver_block.in_slabs, deconver_block.checkpointed = preferred, slabs, checkpointed
+        backends.PREFERRED, deconver_block.in_chunks, deconver_block.checkpointed = preferred, chunks, checkpointed
 
 
 def autocast():

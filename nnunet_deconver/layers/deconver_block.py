@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_deconver.layers.instance_norm import InstanceNorm
 from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS, NonnegativeDeconvolution
 from nnunet_deconver.ops import device_type
-from nnunet_deconver.ops.recompute import checkpointed, in_slabs
-
-INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+from nnunet_deconver.ops.pointwise import pointwise
+from nnunet_deconver.ops.recompute import checkpointed, in_chunks
 
 
 class DeconvMixer(nn.Module):
@@ -39,7 +39,40 @@ class DeconvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        return self.projection_out(self.ndc(torch.relu(self.projection_in(x))))
+        return self.ndc(torch.relu(self.projection_in(x)), self.projection_out)
+
+
+class PointwiseMLP(nn.Sequential):
+    """The MLP of eq. (5): pointwise, GELU, pointwise.
+
+    Args:
+        channels: channels of input and output.
+        hidden: channels inside.
+        rank: number of spatial axes.
+    """
+
+    def __init__(self, channels: int, hidden: int, rank: int):
+        convolution = CONVOLUTIONS[rank]
+        super().__init__(convolution(channels, hidden, 1), nn.GELU(), convolution(hidden, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, *S) to (B, C, *S)."""
+        if device_type(x) != "cpu":
+            return super().forward(x)
+        first, activation, last = self
+        parameters = first.weight, first.bias, last.weight, last.bias
+
+        def of_voxels(rows: Tensor) -> Tensor:
+            hidden = activation(pointwise(rows, first.weight.flatten(1), first.bias))
+            return pointwise(hidden, last.weight.flatten(1), last.bias)
+
+        voxels = x.movedim(1, -1)
+        expansion = first.out_channels / first.in_channels
+        return (
+            in_chunks(of_voxels, voxels.flatten(0, -2), parameters, expansion=expansion)
+            .view(voxels.shape)
+            .movedim(-1, 1)
+        )
 
 
 class DeconverBlock(nn.Module):
@@ -73,27 +106,14 @@ class DeconverBlock(nn.Module):
         hidden = round(channels * mlp_ratio)
         if hidden < 1:
             raise ValueError(f"mlp_ratio = {mlp_ratio} leaves no channel of {channels}; it must be positive")
-        rank = len(kernel_size)
-        convolution = CONVOLUTIONS[rank]
-        self.norm_mixer = INSTANCE_NORMS[rank](channels)
-        self.norm_mlp = INSTANCE_NORMS[rank](channels)
-        self.mlp = nn.Sequential(convolution(channels, hidden, 1), nn.GELU(), convolution(hidden, channels, 1))
+        self.norm_mixer = InstanceNorm()
+        self.norm_mlp = InstanceNorm()
+        self.mlp = PointwiseMLP(channels, hidden, len(kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        # The source's update looks a kernel's half far for the reconstruction, and as far again for its adjoint.
-        ndc = self.mixer.ndc
-        halo = 2 * ndc.iterations * (ndc.kernel_size[0] // 2)
-        x = self._step(x, self.norm_mixer, self.mixer, halo, ndc.source_channels)
-        return self._step(x, self.norm_mlp, self.mlp, 0, self.mlp[0].out_channels)
-
-    def _step(self, x: Tensor, norm: nn.Module, function: nn.Module, halo: int, widest: int) -> Tensor:
-        """`x + function(norm(x))`; keeps what is made on the way, many times the size of x, out of memory."""
-        if device_type(x) != "cpu":
-            return checkpointed(lambda x: x + function(norm(x)), x)
-        # In slabs, but for the norm, which is of the whole image.
-        expansion = widest / x.shape[1]
-        return x + in_slabs(function, norm(x), tuple(function.parameters()), halo=halo, expansion=expansion)
+        x = _add(x, self.norm_mixer, self.mixer)
+        return _add(x, self.norm_mlp, self.mlp)
 
     def feature_channels(self) -> int:
         """Channels of all convolution outputs in the block, NDC's own three convolutions included."""
@@ -101,3 +121,11 @@ class DeconverBlock(nn.Module):
         # projection in, source, numerator, (reconstruction, denominator) per iteration, projection out
         mixer = 2 * channels + 2 * sources + self.mixer.ndc.iterations * (channels + sources)
         return mixer + self.mlp[0].out_channels + channels
+
+
+def _add(x: Tensor, norm: nn.Module, function: nn.Module) -> Tensor:
+    """`x + function(norm(x))`."""
+    if device_type(x) == "cpu":
+        return x + function(norm(x))
+    # What is made on the way is many times the size of x, and kept out of memory. On a CPU the functions see to that.
+    return checkpointed(lambda x: x + function(norm(x)), x)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_deconver.ops import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.backends import fuses_projections
+from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     check_eps,
     check_groups,
@@ -79,8 +81,28 @@ class NonnegativeDeconvolution(nn.Module):
         """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
         nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative."""
+    def forward(self, x: Tensor, projection: nn.Module | None = None) -> Tensor:
+        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative.
+
+        Args:
+            x: nonnegative.
+            projection: a pointwise convolution with a bias, for what is wanted of the source. Where the source would not
+                fit a cache, it is made, updated and projected bit by bit.
+
+        Returns:
+            The source, or its projection.
+        """
+        filter = torch.relu(self.filter)
+        if fuses_projections(x, self.source.weight, filter, self.groups, self.iterations):
+            return projected_deconvolution(
+                x,
+                self.source.weight.flatten(1),
+                self.source.bias,
+                filter,
+                None if projection is None else projection.weight.flatten(1),
+                None if projection is None else projection.bias,
+                eps=self.eps,
+            )
         source = self.source(x)
         # In place: no tensor of the network is larger, and what this one was before is not needed again.
         if source.dtype == torch.float16:
@@ -88,9 +110,10 @@ class NonnegativeDeconvolution(nn.Module):
             source = nn.functional.hardtanh_(source, 0, torch.finfo(torch.float16).max)
         else:
             source = source.relu_()
-        return nonnegative_deconvolution(
-            x, source, torch.relu(self.filter), groups=self.groups, iterations=self.iterations, eps=self.eps
+        source = nonnegative_deconvolution(
+            x, source, filter, groups=self.groups, iterations=self.iterations, eps=self.eps
         )
+        return source if projection is None else projection(source)
 
     def extra_repr(self) -> str:  # noqa: D102
         return (

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from nnunet_deconver.layers import DeconverBlock
 from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
+from nnunet_deconver.ops import fast_layout
 
 _TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
 _RANKS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
@@ -186,7 +187,7 @@ class DeconverEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps (B, input_channels, *S) to one (B, C, *s) per stage."""
-        x = self.stages[0](self.stem(x))
+        x = self.stages[0](fast_layout(self.stem(x)))
         skips = [x]
         for downsample, stage in zip(self.downsamplings, self.stages[1:], strict=True):
             x = stage(downsample(x))

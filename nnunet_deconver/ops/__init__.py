@@ -1,6 +1,6 @@
 """The mathematics of the papers as functions of tensors."""
 
-from nnunet_deconver.ops.device import assume_device, device_type
+from nnunet_deconver.ops.device import assume_device, device_type, fast_layout
 from nnunet_deconver.ops.nonnegative_deconvolution import (
     adjoint_filter,
     nonnegative_deconvolution,
@@ -12,6 +12,7 @@ __all__ = [
     "adjoint_filter",
     "assume_device",
     "device_type",
+    "fast_layout",
     "nonnegative_deconvolution",
     "nonnegative_deconvolution_reference",
     "same_convolution",

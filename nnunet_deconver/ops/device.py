@@ -1,8 +1,9 @@
-"""The kind of device that paths are chosen for."""
+"""The kind of device that paths are chosen for, and the layout of tensors that suits it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 # A plain global, which torch.compile guards on; a context variable would break its graphs.
@@ -30,3 +31,14 @@ def assume_device(type: str) -> Iterator[None]:
         yield
     finally:
         _assumed = before
+
+
+def fast_layout(x: Tensor) -> Tensor:
+    """Lays (B, C, *S) out so that the channels of a voxel lie side by side, on a CPU; leaves it as it is elsewhere.
+
+    On a CPU, PyTorch's convolutions of such tensors are up to several times faster, and pointwise layers are matrix
+    products.
+    """
+    if device_type(x) != "cpu" or x.ndim not in (4, 5):
+        return x
+    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnunet_deconver.ops.device import device_type
-from nnunet_deconver.ops.nonnegative_deconvolution import depthwise_update, triton_update
+from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update, triton_update
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import nonnegative_deconvolution_plain
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_arguments
 
@@ -24,11 +24,11 @@ class Backend(NamedTuple):
 
 BACKENDS = {
     "plain": Backend(nonnegative_deconvolution_plain, lambda x, source, filter, groups, iterations: None),
-    "depthwise": Backend(depthwise_update.nonnegative_deconvolution_depthwise, depthwise_update.obstacle),
+    "cpu": Backend(cpu_update.nonnegative_deconvolution_cpu, cpu_update.obstacle),
     "triton": Backend(triton_update.nonnegative_deconvolution_triton, triton_update.obstacle),
 }
 # By type of device; "plain" elsewhere, and where the preferred one meets an obstacle.
-PREFERRED = {"cpu": "depthwise", "cuda": "triton"}
+PREFERRED = {"cpu": "cpu", "cuda": "triton"}
 
 
 def nonnegative_deconvolution(
@@ -52,9 +52,8 @@ def nonnegative_deconvolution(
         groups: number of groups the channels are split into.
         iterations: number of updates.
         eps: added to numerator and denominator.
-        backend: "plain", PyTorch's convolutions; "depthwise", the same arranged for CPUs and for a group per channel;
-            "triton", fused kernels for CUDA devices (both without second derivatives); None for the fastest that can
-            compute it.
+        backend: "plain", PyTorch's convolutions; "cpu", compiled kernels for a group per channel; "triton", fused kernels
+            for CUDA devices (both without second derivatives); None for the fastest that can compute it.
 
     Returns:
         The updated source, (B, E, *S), in the dtype of `source`, computed in float32 at least. Values that
@@ -72,6 +71,24 @@ def nonnegative_deconvolution(
     elif (obstacle := BACKENDS[backend].obstacle(x, source, filter, groups, iterations)) is not None:
         raise ValueError(f"backend {backend!r} cannot compute this: {obstacle}; backend = None chooses one that can")
     return BACKENDS[backend].run(x, source, filter, groups=groups, iterations=iterations, eps=eps)
+
+
+def fuses_projections(x: Tensor, weight: Tensor, filter: Tensor, groups: int, iterations: int) -> bool:
+    """Whether `cpu_update.projected_deconvolution` is the fastest for a source that a pointwise projection makes.
+
+    Args:
+        x: see `nonnegative_deconvolution`, as for the others.
+        weight: of the projection.
+        filter: as said.
+        groups: as said.
+        iterations: as said.
+    """
+    return (
+        PREFERRED.get(device_type(x)) == "cpu"
+        and x.dtype == weight.dtype == filter.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and cpu_update.obstacle(x, weight, filter, groups, iterations) is None
+    )
 
 
 def _choose(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str:

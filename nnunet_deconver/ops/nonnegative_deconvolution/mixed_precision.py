@@ -12,7 +12,7 @@ half precision saturates instead of overflowing:
 import torch
 from torch import Tensor
 
-from nnunet_deconver.ops.device import device_type
+from nnunet_deconver.ops.device import fast_layout
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     compute_dtype,
     nonnegative_deconvolution_reference,
@@ -25,22 +25,14 @@ def nonnegative_deconvolution_plain(
     """`backends.nonnegative_deconvolution`, for any arguments that it accepts."""
     dtype = compute_dtype(x, source, filter)
     updated = nonnegative_deconvolution_reference(
-        _fast_layout(widen(x, dtype)),
-        _fast_layout(widen(source, dtype)),
+        fast_layout(widen(x, dtype)),
+        fast_layout(widen(source, dtype)),
         widen(filter, dtype),
         groups=groups,
         iterations=iterations,
         eps=eps,
     )
     return narrow(updated, source.dtype)
-
-
-def _fast_layout(values: Tensor) -> Tensor:
-    # On a CPU, PyTorch's grouped convolutions in 3D run 2 to 3 times faster on channels that lie side by side
-    # (C 16 and 32, ratio 4, 32^3 and 16^3, two cores, torch 2.15).
-    if device_type(values) == "cpu" and values.ndim == 5:
-        return values.contiguous(memory_format=torch.channels_last_3d)
-    return values
 
 
 def widen(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,367 @@
+"""One update of nonnegative deconvolution with a group per channel, on a CPU: compiled kernels, slab by slab.
+
+Formulas and names: `triton_update`. The source has several times the channels of the image, and reading and writing it in
+memory is what takes the time. So it exists in slabs only, some planes along the first spatial axis that stay in the
+cache: a pointwise projection makes a slab of it, and of the updated slab another one makes what is wanted, forward and,
+again, backward. Whole are only tensors of the image's size. A slab needs some planes beyond its own; they are kept from
+the slab before.
+
+The kernels (`cpu_kernels.c`) are compiled when the package is installed.
+"""
+
+import ctypes
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow, widen
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import compute_dtype, full_precision
+from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
+
+# Elements of the source in a slab, without the planes kept from the slab before.
+SLAB_ELEMENTS = 2**20
+
+_LIBRARIES = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
+_POINTER, _WHOLE, _REAL, _INT = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_float, ctypes.c_int
+_ARGUMENTS = {
+    "gather_source": [_POINTER, _POINTER, _WHOLE, _POINTER, _POINTER, _WHOLE, _WHOLE, _INT],
+    "update_source": [*[_POINTER] * 4, _REAL, _POINTER, *[_WHOLE] * 3, _INT],
+    "differentiate_quotient": [*[_POINTER] * 4, _REAL, *[_POINTER] * 4, *[_WHOLE] * 3, _INT],
+    "differentiate_source": [*[_POINTER] * 5, _REAL, *[_POINTER] * 2, *[_WHOLE] * 2, _INT],
+    "correlate": [_POINTER, _POINTER, _POINTER, _WHOLE, _POINTER, _WHOLE, _WHOLE, _INT],
+}
+
+
+@functools.cache
+def _libraries() -> dict[int, ctypes.CDLL]:
+    """The kernels that run on this processor, by the channels that they compute at once, most first."""
+    names = _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), {4: "default"})
+    found = {}
+    for lanes, name in names.items():
+        try:
+            library = ctypes.CDLL(str(Path(__file__).with_name(f"cpu_kernels_{name}.so")))
+        except OSError:
+            continue
+        for function, arguments in _ARGUMENTS.items():
+            getattr(library, function).argtypes = arguments
+        found[lanes] = library
+    return found
+
+
+def _library(channels: int) -> ctypes.CDLL | None:
+    return next((library for lanes, library in _libraries().items() if channels % lanes == 0), None)
+
+
+def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str | None:
+    """Why this module cannot compute an update; None where it can.
+
+    Args:
+        x: see `backends.nonnegative_deconvolution`, as for the others.
+        source: or the weight of the projection that makes it.
+        filter: as said.
+        groups: as said.
+        iterations: as said.
+    """
+    if not _libraries():
+        return "its kernels were not compiled when this package was installed, for want of a C compiler"
+    if groups != x.shape[1]:
+        return f"it needs a group per channel, and there are {groups} groups for {x.shape[1]} channels"
+    if _library(x.shape[1]) is None:
+        return f"it computes {min(_libraries())} channels at once, and {x.shape[1]} is not a multiple of that"
+    if iterations != 1:
+        return f"it makes 1 update, not {iterations}"
+    if compute_dtype(x, source, filter) != torch.float32:
+        return f"it computes in float32, not in {compute_dtype(x, source, filter)}"
+    if x.device.type != "cpu" or not all(map(_is_real, (x, source, filter))):
+        return "it computes real tensors on a CPU, not what is being traced, compiled or counted"
+    return None
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return not (
+        type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_in_torch_dispatch_mode()
+    )
+
+
+def nonnegative_deconvolution_cpu(
+    x: Tensor, source: Tensor, filter: Tensor, *, groups: int, iterations: int, eps: float
+) -> Tensor:
+    """`backends.nonnegative_deconvolution`, where there is no `obstacle`; without second derivatives."""
+    ratio = filter.shape[1]
+    with full_precision(x.device):
+        # Channels c r, as everywhere else, to r c, as the kernels have them.
+        source_last = widen(source, torch.float32).unflatten(1, (groups, ratio)).movedim((2, 1), (-2, -1))
+        updated = _Update.apply(
+            widen(x, torch.float32).movedim(1, -1).contiguous(),
+            source_last.contiguous(),
+            None,
+            None,
+            _filter_last(widen(filter, torch.float32)),
+            None,
+            None,
+            eps,
+        )
+    return narrow(_channels_first(updated), source.dtype)
+
+
+def projected_deconvolution(
+    x: Tensor,
+    source_weight: Tensor,
+    source_bias: Tensor,
+    filter: Tensor,
+    out_weight: Tensor | None,
+    out_bias: Tensor | None,
+    *,
+    eps: float,
+) -> Tensor:
+    """The update of `relu(projection(x))`, projected again: where `backends.fuses_projections` says so.
+
+    Args:
+        x: (B, C, *S), nonnegative; channels that lie side by side save a copy.
+        source_weight: (E, C), of the pointwise projection that makes the source.
+        source_bias: (E,).
+        filter: (C, E / C, *k), nonnegative, odd k.
+        out_weight: (C', E), of the pointwise projection of the updated source; None for that source itself.
+        out_bias: (C',), or None likewise.
+        eps: added to numerator and denominator.
+
+    Returns:
+        (B, C', *S) or (B, E, *S), channels side by side, without second derivatives.
+    """
+    channels, ratio = filter.shape[:2]
+
+    def ratio_first(weight: Tensor) -> Tensor:
+        return weight.unflatten(0, (channels, ratio)).transpose(0, 1).flatten(0, 1).contiguous()
+
+    out = _Update.apply(
+        x.movedim(1, -1).contiguous(),
+        None,
+        ratio_first(source_weight),
+        ratio_first(source_bias),
+        _filter_last(filter),
+        None if out_weight is None else ratio_first(out_weight.t()).t().contiguous(),
+        out_bias,
+        eps,
+    )
+    return _channels_first(out) if out_weight is None else out.movedim(-1, 1)
+
+
+def _channels_first(source: Tensor) -> Tensor:
+    """(B, *S, R, C) to (B, C R, *S)."""
+    return source.transpose(-1, -2).flatten(-2).movedim(-1, 1)
+
+
+def _filter_last(filter: Tensor) -> Tensor:
+    return filter.movedim((1, 0), (-2, -1)).contiguous()
+
+
+class _Slab(NamedTuple):
+    """Planes `first` to `end`, for which planes `start` to `stop` are needed."""
+
+    first: int
+    end: int
+    start: int
+    stop: int
+    fresh: int  # from here on they are to be made
+    moved: int  # by so many the others lie too far back
+
+    @property
+    def new(self) -> slice:
+        """The planes to be made, in the slab."""
+        return slice(self.fresh - self.start, self.stop - self.start)
+
+    def keep(self, slab: Tensor):
+        """Moves the planes that were made for the slab before to the front."""
+        kept = self.fresh - self.start
+        if kept and self.moved:
+            slab[:kept] = slab[self.moved : self.moved + kept].clone()
+
+
+def _slabs(depth: int, planes: int, halo: int) -> Iterator[_Slab]:
+    first = before = done = 0
+    while first < depth:
+        start, stop = max(first - halo, 0), min(first + planes + halo, depth)
+        # The last slab takes what is left, be it more: each has planes to make.
+        end = depth if stop == depth else first + planes
+        yield _Slab(first, end, start, stop, done, start - before)
+        first, before, done = end, start, stop
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = [(name, _WHOLE) for name in ("depth", "height", "width", "channels", "ratio")] + [("kernel", _WHOLE * 3)]
+
+
+class _Problem:
+    """One update of a batch: its geometry, the kernels for it, and how slabs of its source are made.
+
+    Args: those of `_Update.forward`.
+    """
+
+    def __init__(self, x, source, source_weight, source_bias, filter, eps: float):
+        *kernel, self.ratio, self.channels = filter.shape
+        self.depth, self.height, self.width = _three_axes(x.shape[1:-1])
+        self.x, self.source, self.weight, self.bias, self.filter = x, source, source_weight, source_bias, filter
+        self.eps = eps
+        self.halo = _three_axes(kernel)[0] // 2
+        self.planes = max(SLAB_ELEMENTS // (self.height * self.width * self.ratio * self.channels), 1)
+        self._geometry = _Geometry(
+            self.depth, self.height, self.width, self.channels, self.ratio, (_WHOLE * 3)(*_three_axes(kernel))
+        )
+        self._library = _library(self.channels)
+
+    def call(self, kernel: str, *arguments: Tensor | float | int):
+        """Calls a kernel of `cpu_kernels.c`; geometry and threads are added."""
+        values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        if getattr(self._library, kernel)(ctypes.byref(self._geometry), *values, torch.get_num_threads()):
+            raise MemoryError(f"no memory for the filter's gradient of {self.ratio * self.channels} sources")
+
+    def image(self) -> Tensor:
+        """Room for an image."""
+        return self.x.new_empty(self.depth, self.height, self.width, self.channels)
+
+    def slab(self) -> Tensor:
+        """Room for a slab of the source, with its halo."""
+        planes = min(self.planes + 2 * self.halo, self.depth)
+        return self.x.new_empty(planes, self.height, self.width, self.ratio * self.channels)
+
+    def images(self, tensor: Tensor) -> Tensor:
+        """(B, *S, ...) with three spatial axes and one for channels."""
+        return tensor.view(len(tensor), self.depth, self.height, self.width, -1)
+
+    def slabs(self, halo: int = 0) -> Iterator[_Slab]:
+        return _slabs(self.depth, self.planes, halo)
+
+    def fill_source(self, index: int, part: _Slab, slab: Tensor):
+        """Makes the new planes of a slab of an image's source."""
+        if self.source is not None:
+            slab[part.new] = self.images(self.source)[index, part.fresh : part.stop]
+        else:
+            planes = _rows(self.images(self.x)[index, part.fresh : part.stop])
+            torch.clamp_min(pointwise(planes, self.weight, self.bias), 0, out=_rows(slab[part.new]))
+
+
+class _Update(torch.autograd.Function):
+    """Shapes: x (B, *S, C); source (B, *S, R, C) or None; source_weight (R C, C) and source_bias (R C), or None;
+    filter (*k, R, C); out_weight (C', R C) and out_bias (C',), or None. Returns (B, *S, C') or (B, *S, R, C)."""
+
+    @staticmethod
+    def forward(ctx, x, source, source_weight, source_bias, filter, out_weight, out_bias, eps: float):
+        problem = _Problem(x, source, source_weight, source_bias, filter, eps)
+        if out_weight is None:
+            out = x.new_empty(*x.shape[:-1], problem.ratio, problem.channels)
+        else:
+            out = x.new_empty(*x.shape[:-1], len(out_weight))
+        reconstructions = torch.empty_like(x)
+        slab = problem.slab()
+        images = zip(problem.images(x), problem.images(reconstructions), problem.images(out), strict=True)
+        for index, (image, reconstruction, result) in enumerate(images):
+            for part in problem.slabs(problem.halo):
+                part.keep(slab)
+                problem.fill_source(index, part, slab)
+                problem.call("gather_source", slab, part.start, filter, reconstruction, part.first, part.end)
+            for part in problem.slabs():
+                problem.fill_source(index, part, slab)
+                problem.call(
+                    "update_source", image, reconstruction, filter, eps, slab, part.first, part.first, part.end
+                )
+                updated = slab[part.new]
+                if out_weight is not None:
+                    updated = pointwise(_rows(updated), out_weight, out_bias).view_as(result[part.first : part.end])
+                result[part.first : part.end] = updated
+        ctx.save_for_backward(x, source, source_weight, source_bias, filter, out_weight, reconstructions)
+        ctx.eps = eps
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x, source, source_weight, source_bias, filter, out_weight, reconstructions = ctx.saved_tensors
+        problem = _Problem(x, source, source_weight, source_bias, filter, ctx.eps)
+        gradient = gradient.contiguous()
+        x_gradient = torch.empty_like(x)
+        source_gradient = None if source is None else torch.empty_like(source)
+        weight_gradient, bias_gradient, out_weight_gradient = (
+            None if t is None else torch.zeros_like(t) for t in (source_weight, source_bias, out_weight)
+        )
+        filter_gradient = torch.zeros_like(filter)
+        reconstruction_gradient = problem.image()
+        sources, gradients, updated = problem.slab(), problem.slab(), problem.slab()
+        adjoint_weight = None if out_weight is None else out_weight.t().contiguous()
+        source_adjoint_weight = None if source_weight is None else source_weight.t().contiguous()
+
+        def upstream(index: int, part: _Slab) -> Tensor:
+            """The gradient of the updated source, of the new planes."""
+            arrived = problem.images(gradient)[index, part.fresh : part.stop]
+            return arrived if out_weight is None else pointwise(_rows(arrived), adjoint_weight)
+
+        for index in range(len(x)):
+            image, reconstruction = problem.images(x)[index], problem.images(reconstructions)[index]
+            image_gradient = problem.images(x_gradient)[index]
+            for part in problem.slabs(problem.halo):
+                part.keep(sources)
+                part.keep(gradients)
+                problem.fill_source(index, part, sources)
+                problem.call(
+                    "differentiate_quotient",
+                    *(image, reconstruction, filter, ctx.eps, upstream(index, part), sources, gradients, updated),
+                    *(part.start, part.fresh, part.stop),
+                )
+                if out_weight is not None:
+                    planes = slice(part.fresh, part.stop)
+                    out_weight_gradient += pointwise_weight_gradient(
+                        _rows(updated[: part.stop - part.fresh]), _rows(problem.images(gradient)[index, planes])
+                    )
+                for factor, slab in ((image, gradients), (reconstruction, sources)):
+                    problem.call("correlate", factor, slab, part.start, filter_gradient, part.fresh, part.stop)
+                for slab, result in ((gradients, image_gradient), (sources, reconstruction_gradient)):
+                    problem.call("gather_source", slab, part.start, filter, result, part.first, part.end)
+            for part in problem.slabs():
+                planes = slice(part.first, part.end)
+                problem.fill_source(index, part, sources)
+                problem.call(
+                    "differentiate_source",
+                    *(image, reconstruction, reconstruction_gradient, filter, ctx.eps),
+                    *(upstream(index, part), gradients, part.first, part.end),
+                )
+                problem.call(
+                    "correlate", reconstruction_gradient, sources, part.first, filter_gradient, part.first, part.end
+                )
+                if source is not None:
+                    problem.images(source_gradient)[index, planes] = gradients[part.new]
+                    continue
+                rectified = _rows(torch.ops.aten.threshold_backward(gradients[part.new], sources[part.new], 0))
+                _rows(image_gradient[planes]).add_(pointwise(rectified, source_adjoint_weight))
+                weight_gradient += pointwise_weight_gradient(_rows(image[planes]), rectified)
+                bias_gradient += rectified.sum(0)
+        # The kernel sums over what the flipped filter weighs.
+        axes = list(range(filter.ndim - 2))
+        return (
+            x_gradient,
+            source_gradient,
+            weight_gradient,
+            bias_gradient,
+            filter_gradient.flip(axes),
+            out_weight_gradient,
+            None if out_weight is None else gradient.flatten(0, -2).sum(0),
+            None,
+        )
+
+
+def _rows(planes: Tensor) -> Tensor:
+    return planes.flatten(0, -2)
+
+
+def _three_axes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """One to three spatial axes as three: slabs are cut along the first, vectors run along the last."""
+    sizes = tuple(sizes)
+    return {1: (1, 1, *sizes), 2: (sizes[0], 1, sizes[-1]), 3: sizes}[len(sizes)]

@@ -1,0 +1,52 @@
+"""Builds the CPU kernels: a shared library for each set of instructions, in plain C, that neither Python nor PyTorch link.
+
+Everything else about the package is in pyproject.toml. Without a compiler, or with one that cannot build them, the
+package installs without them and takes a slower path.
+"""
+
+import platform
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+FOLDER = "nnunet_deconver/ops/nonnegative_deconvolution"
+# Set of instructions to floats in a vector, and what a compiler calls it.
+INSTRUCTIONS = (
+    {
+        "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
+        "avx2": (8, ["-mavx2", "-mfma"]),
+    }
+    if platform.machine() in ("x86_64", "AMD64")
+    else {"default": (4, [])}
+)
+# Apple's compiler has no OpenMP.
+THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
+
+
+class BuildLibraries(build_ext):
+    def get_ext_filename(self, fullname):  # noqa: D102
+        return f"{fullname.replace('.', '/')}.so"
+
+
+class PlatformWheel(bdist_wheel):
+    def get_tag(self):  # noqa: D102
+        # For any Python, but not for any machine.
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[
+        Extension(
+            f"{FOLDER.replace('/', '.')}.cpu_kernels_{name}",
+            [f"{FOLDER}/cpu_kernels.c"],
+            define_macros=[("LANES", str(lanes))],
+            extra_compile_args=["-O3", *flags, *THREADS],
+            extra_link_args=THREADS,
+            optional=True,
+        )
+        for name, (lanes, flags) in INSTRUCTIONS.items()
+    ],
+    cmdclass={"build_ext": BuildLibraries, "bdist_wheel": PlatformWheel},
+)
