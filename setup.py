@@ -1,4 +1,4 @@
-"""Builds the CPU kernels: a shared library for each set of instructions, in plain C, that neither Python nor PyTorch link.
+"""Builds the CPU kernels: a library in plain C for each set of instructions, which links neither Python nor PyTorch.
 
 Everything else about the package is in pyproject.toml. Without a compiler, or with one that cannot build them, the
 package installs without them and takes a slower path.
@@ -26,13 +26,16 @@ THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
 
 class BuildLibraries(build_ext):
+    """Names them alike for every Python."""
+
     def get_ext_filename(self, fullname):  # noqa: D102
         return f"{fullname.replace('.', '/')}.so"
 
 
 class PlatformWheel(bdist_wheel):
+    """Fits every Python, but not every machine."""
+
     def get_tag(self):  # noqa: D102
-        # For any Python, but not for any machine.
         return "py3", "none", super().get_tag()[2]
 
 

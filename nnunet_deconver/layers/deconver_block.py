@@ -39,7 +39,7 @@ class DeconvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        return self.ndc(torch.relu(self.projection_in(x)), self.projection_out)
+        return self.ndc.project(torch.relu(self.projection_in(x)), self.projection_out)
 
 
 class PointwiseMLP(nn.Sequential):

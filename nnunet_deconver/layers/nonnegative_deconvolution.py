@@ -81,28 +81,10 @@ class NonnegativeDeconvolution(nn.Module):
         """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
         nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, projection: nn.Module | None = None) -> Tensor:
-        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative.
-
-        Args:
-            x: nonnegative.
-            projection: a pointwise convolution with a bias, for what is wanted of the source. Where the source would not
-                fit a cache, it is made, updated and projected bit by bit.
-
-        Returns:
-            The source, or its projection.
-        """
-        filter = torch.relu(self.filter)
-        if fuses_projections(x, self.source.weight, filter, self.groups, self.iterations):
-            return projected_deconvolution(
-                x,
-                self.source.weight.flatten(1),
-                self.source.bias,
-                filter,
-                None if projection is None else projection.weight.flatten(1),
-                None if projection is None else projection.bias,
-                eps=self.eps,
-            )
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative."""
+        if self._is_fused(x):
+            return self._fused(x, None, None)
         source = self.source(x)
         # In place: no tensor of the network is larger, and what this one was before is not needed again.
         if source.dtype == torch.float16:
@@ -110,10 +92,30 @@ class NonnegativeDeconvolution(nn.Module):
             source = nn.functional.hardtanh_(source, 0, torch.finfo(torch.float16).max)
         else:
             source = source.relu_()
-        source = nonnegative_deconvolution(
-            x, source, filter, groups=self.groups, iterations=self.iterations, eps=self.eps
+        return nonnegative_deconvolution(
+            x, source, torch.relu(self.filter), groups=self.groups, iterations=self.iterations, eps=self.eps
         )
-        return source if projection is None else projection(source)
+
+    def project(self, x: Tensor, projection: nn.Module) -> Tensor:
+        """`projection(self(x))`, where it is faster without ever having the whole source in memory.
+
+        Args:
+            x: (B, C, *S), nonnegative.
+            projection: a pointwise convolution with a bias, E to C' channels.
+
+        Returns:
+            (B, C', *S).
+        """
+        if self._is_fused(x):
+            return self._fused(x, projection.weight.flatten(1), projection.bias)
+        return projection(self(x))
+
+    def _is_fused(self, x: Tensor) -> bool:
+        return fuses_projections(x, self.source.weight, self.filter, self.groups, self.iterations)
+
+    def _fused(self, x: Tensor, out_weight: Tensor | None, out_bias: Tensor | None) -> Tensor:
+        weight, bias = self.source.weight.flatten(1), self.source.bias
+        return projected_deconvolution(x, weight, bias, torch.relu(self.filter), out_weight, out_bias, eps=self.eps)
 
     def extra_repr(self) -> str:  # noqa: D102
         return (

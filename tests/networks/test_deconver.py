@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.ops import assume_device, recompute
+from nnunet_deconver.ops import assume_device
 
 
 def network(conv_op=nn.Conv3d, *, features=(4, 8, 16), kernels=3, strides=(1, 2, 2), inputs=1, classes=2, **kwargs):
@@ -51,11 +51,7 @@ TABLE = [
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])  # by different paths
 @pytest.mark.parametrize("configuration, kernel, options, parameters, flops, flops_with_ndc", TABLE)
-def test_published_parameters_and_flops(
-    configuration, kernel, options, parameters, flops, flops_with_ndc, device, monkeypatch
-):
-    # Halos of slabs would count twice.
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", math.inf)
+def test_published_parameters_and_flops(configuration, kernel, options, parameters, flops, flops_with_ndc, device):
     model = paper_network(*configuration, kernel, **options)
     lower_heads = sum(p.numel() for head in model.decoder.seg_layers[:-1] for p in head.parameters())
     counted = sum(p.numel() for p in model.parameters()) - lower_heads
@@ -149,7 +145,9 @@ def test_feature_map_size_counts_every_convolution(monkeypatch, conv_op, kernels
         return out
 
     monkeypatch.setattr(reference, "same_convolution", spy)
-    model(torch.randn(1, 1, *size))
+    # Where every layer is called.
+    with torch.no_grad(), assume_device("cuda"):
+        model(torch.randn(1, 1, *size))
     size_claimed = model.compute_conv_feature_map_size(size)
     assert isinstance(size_claimed, np.int64)
     assert size_claimed == sum(counted)

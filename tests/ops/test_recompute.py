@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_deconver.ops import recompute
-from nnunet_deconver.ops.recompute import checkpointed, in_slabs
+from nnunet_deconver.ops.recompute import checkpointed, in_chunks
 
 
 class Kept:
@@ -42,53 +42,51 @@ def gradients(function, x, parameters):
     return [out, *torch.autograd.grad(out.sin().sum(), [x, *parameters])]
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("elements", [1, 400, 1000, 3000])
-@pytest.mark.parametrize("shape", [(3, 3, 23), (3, 3, 11, 6), (2, 3, 13, 4, 5), (5, 3, 1, 2, 3)])
-def test_slabs_compute_what_the_whole_image_does(monkeypatch, shape, elements, kernel):
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", elements)
-    function = network(len(shape) - 2, kernel)
+def layers(seed: int = 0) -> nn.Module:
+    """Of rows."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+
+@pytest.mark.parametrize("elements", [1, 12, 40, 66, 10**6])
+def test_chunks_compute_what_all_rows_do(monkeypatch, elements):
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", elements)
+    function = layers()
     parameters = tuple(function.parameters())
-    x = torch.randn(shape, dtype=torch.float64)
-    calls = []
+    x = torch.randn(11, 3, dtype=torch.float64)
+    rows = []
 
     def in_parts(x):
-        def counted(slab):
-            calls.append(slab.shape)
-            return function(slab)
+        def counted(chunk):
+            rows.append(len(chunk))
+            return function(chunk)
 
-        return in_slabs(counted, x, parameters, halo=2 * (kernel // 2), expansion=2)
+        return in_chunks(counted, x, parameters, expansion=2)
 
     expected = gradients(function, x, parameters)
     for found, wanted in zip(gradients(in_parts, x, parameters), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
-    # Once forward and, of more than one slab, once more backward.
-    whole = x.numel() * 2 <= elements
-    assert len(calls) == 1 if whole else len(calls) >= 4 and len(calls) % 2 == 0
+    # As many as fit. Once forward and, of more than one chunk, once more backward.
+    most = max(elements // 6, 1)
+    assert max(rows) == min(most, 11)
+    assert len(rows) == (1 if most >= 11 else 2 * -(-11 // most))
 
 
-def test_slabs_are_as_large_as_they_may_be(monkeypatch):
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", 1000)
-    for shape, halo in (((4, 2, 5, 10), 0), ((2, 2, 40, 5), 3), ((1, 1, 50, 10), 1)):
-        slabs = list(recompute._slabs(shape, halo, 2))
-        assert sum(len(range(*i.indices(shape[0]))) * len(range(*s.indices(shape[2]))[n]) for i, s, n in slabs) == (
-            shape[0] * shape[2]
-        )
-        sizes = [
-            len(range(*i.indices(shape[0]))) * len(range(*s.indices(shape[2]))) * shape[1] * shape[3] * 2
-            for i, s, _ in slabs
-        ]
-        assert max(sizes) <= 1000
-        assert max(sizes) > 500
+def test_no_rows():
+    function = layers()
+    out, x_gradient, *_ = gradients(
+        lambda x: in_chunks(function, x, tuple(function.parameters())), torch.empty(0, 3).double(), ()
+    )
+    assert out.shape == (0, 4)
+    assert x_gradient.shape == (0, 3)
 
 
 def test_only_what_is_trained_gets_a_gradient(monkeypatch):
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", 100)
-    function = network(2, 3)
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 12)
+    function = layers()
     function[0].requires_grad_(False)
-    parameters = tuple(function.parameters())
-    x = torch.randn(2, 3, 9, 4, dtype=torch.float64)
-    in_slabs(function, x, parameters, halo=2, expansion=2).sum().backward()
+    x = torch.randn(9, 3, dtype=torch.float64)
+    in_chunks(function, x, tuple(function.parameters()), expansion=2).sum().backward()
     assert function[0].weight.grad is None
     found = function[2].weight.grad.clone()
     function.zero_grad()
@@ -96,18 +94,18 @@ def test_only_what_is_trained_gets_a_gradient(monkeypatch):
     torch.testing.assert_close(found, function[2].weight.grad)
 
 
-def test_slabs_keep_autocast_for_backward(monkeypatch):
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", 200)
-    function = network(2, 1).float()
+def test_chunks_keep_autocast_for_backward(monkeypatch):
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 12)
+    function = layers().float()
     seen = []
 
     def watched(x):
         seen.append(torch.is_autocast_enabled("cpu"))
         return function(x)
 
-    x = torch.randn(2, 3, 9, 4, requires_grad=True)
+    x = torch.randn(9, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        out = in_slabs(watched, x, tuple(function.parameters()), expansion=2)
+        out = in_chunks(watched, x, tuple(function.parameters()), expansion=2)
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
     assert len(seen) > 2
@@ -115,11 +113,10 @@ def test_slabs_keep_autocast_for_backward(monkeypatch):
     assert x.grad.dtype == torch.float32
 
 
-def test_slabs_have_no_second_derivative(monkeypatch):
-    monkeypatch.setattr(recompute, "SLAB_ELEMENTS", 100)
-    x = torch.randn(2, 3, 9, 4, dtype=torch.float64, requires_grad=True)
-    function = network(2, 1)
-    (gradient,) = torch.autograd.grad(in_slabs(function, x, (), expansion=2).square().sum(), x, create_graph=True)
+def test_chunks_have_no_second_derivative(monkeypatch):
+    monkeypatch.setattr(recompute, "CHUNK_ELEMENTS", 12)
+    x = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(in_chunks(layers(), x, (), expansion=2).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

@@ -52,8 +52,8 @@ def nonnegative_deconvolution(
         groups: number of groups the channels are split into.
         iterations: number of updates.
         eps: added to numerator and denominator.
-        backend: "plain", PyTorch's convolutions; "cpu", compiled kernels for a group per channel; "triton", fused kernels
-            for CUDA devices (both without second derivatives); None for the fastest that can compute it.
+        backend: "plain", PyTorch's convolutions; "cpu", compiled kernels for a group per channel; "triton", fused
+            kernels for CUDA devices (both without second derivatives); None for the fastest that can compute it.
 
     Returns:
         The updated source, (B, E, *S), in the dtype of `source`, computed in float32 at least. Values that

@@ -1,7 +1,7 @@
 """One update of nonnegative deconvolution with a group per channel, on a CPU: compiled kernels, slab by slab.
 
-Formulas and names: `triton_update`. The source has several times the channels of the image, and reading and writing it in
-memory is what takes the time. So it exists in slabs only, some planes along the first spatial axis that stay in the
+Formulas and names: `triton_update`. The source has several times the channels of the image, and reading and writing it
+in memory is what takes the time. So it exists in slabs only, some planes along the first spatial axis that stay in the
 cache: a pointwise projection makes a slab of it, and of the updated slab another one makes what is wanted, forward and,
 again, backward. Whole are only tensors of the image's size. A slab needs some planes beyond its own; they are kept from
 the slab before.
@@ -11,7 +11,6 @@ The kernels (`cpu_kernels.c`) are compiled when the package is installed.
 
 import ctypes
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -99,11 +98,9 @@ def nonnegative_deconvolution_cpu(
     """`backends.nonnegative_deconvolution`, where there is no `obstacle`; without second derivatives."""
     ratio = filter.shape[1]
     with full_precision(x.device):
-        # Channels c r, as everywhere else, to r c, as the kernels have them.
-        source_last = widen(source, torch.float32).unflatten(1, (groups, ratio)).movedim((2, 1), (-2, -1))
         updated = _Update.apply(
             widen(x, torch.float32).movedim(1, -1).contiguous(),
-            source_last.contiguous(),
+            widen(source, torch.float32).unflatten(1, (groups, ratio)).movedim((1, 2), (-2, -1)),
             None,
             None,
             _filter_last(widen(filter, torch.float32)),
@@ -111,7 +108,7 @@ def nonnegative_deconvolution_cpu(
             None,
             eps,
         )
-    return narrow(_channels_first(updated), source.dtype)
+    return narrow(updated.flatten(-2).movedim(-1, 1), source.dtype)
 
 
 def projected_deconvolution(
@@ -153,12 +150,7 @@ def projected_deconvolution(
         out_bias,
         eps,
     )
-    return _channels_first(out) if out_weight is None else out.movedim(-1, 1)
-
-
-def _channels_first(source: Tensor) -> Tensor:
-    """(B, *S, R, C) to (B, C R, *S)."""
-    return source.transpose(-1, -2).flatten(-2).movedim(-1, 1)
+    return (out.flatten(-2) if out_weight is None else out).movedim(-1, 1)
 
 
 def _filter_last(filter: Tensor) -> Tensor:
@@ -235,8 +227,13 @@ class _Problem:
         return self.x.new_empty(planes, self.height, self.width, self.ratio * self.channels)
 
     def images(self, tensor: Tensor) -> Tensor:
-        """(B, *S, ...) with three spatial axes and one for channels."""
-        return tensor.view(len(tensor), self.depth, self.height, self.width, -1)
+        """(B, *S, ...) with three spatial axes."""
+        spatial = self.x.ndim - 1
+        return tensor.view(len(tensor), self.depth, self.height, self.width, *tensor.shape[spatial:])
+
+    def channel_major(self, slab: Tensor) -> Tensor:
+        """A slab's planes, which have the channels of the image last, as (..., C, R)."""
+        return slab.unflatten(-1, (self.ratio, self.channels)).transpose(-1, -2)
 
     def slabs(self, halo: int = 0) -> Iterator[_Slab]:
         return _slabs(self.depth, self.planes, halo)
@@ -244,21 +241,24 @@ class _Problem:
     def fill_source(self, index: int, part: _Slab, slab: Tensor):
         """Makes the new planes of a slab of an image's source."""
         if self.source is not None:
-            slab[part.new] = self.images(self.source)[index, part.fresh : part.stop]
+            self.channel_major(slab[part.new]).copy_(self.images(self.source)[index, part.fresh : part.stop])
         else:
             planes = _rows(self.images(self.x)[index, part.fresh : part.stop])
             torch.clamp_min(pointwise(planes, self.weight, self.bias), 0, out=_rows(slab[part.new]))
 
 
 class _Update(torch.autograd.Function):
-    """Shapes: x (B, *S, C); source (B, *S, R, C) or None; source_weight (R C, C) and source_bias (R C), or None;
-    filter (*k, R, C); out_weight (C', R C) and out_bias (C',), or None. Returns (B, *S, C') or (B, *S, R, C)."""
+    """The update, with its projections or without.
+
+    Shapes: x (B, *S, C); source (B, *S, C, R) or None; source_weight (R C, C) and source_bias (R C), or None; filter
+    (*k, R, C); out_weight (C', R C) and out_bias (C',), or None. Returns (B, *S, C') or (B, *S, C, R).
+    """
 
     @staticmethod
     def forward(ctx, x, source, source_weight, source_bias, filter, out_weight, out_bias, eps: float):
         problem = _Problem(x, source, source_weight, source_bias, filter, eps)
         if out_weight is None:
-            out = x.new_empty(*x.shape[:-1], problem.ratio, problem.channels)
+            out = x.new_empty(*x.shape, problem.ratio)
         else:
             out = x.new_empty(*x.shape[:-1], len(out_weight))
         reconstructions = torch.empty_like(x)
@@ -274,10 +274,10 @@ class _Update(torch.autograd.Function):
                 problem.call(
                     "update_source", image, reconstruction, filter, eps, slab, part.first, part.first, part.end
                 )
-                updated = slab[part.new]
-                if out_weight is not None:
-                    updated = pointwise(_rows(updated), out_weight, out_bias).view_as(result[part.first : part.end])
-                result[part.first : part.end] = updated
+                if out_weight is None:
+                    result[part.first : part.end] = problem.channel_major(slab[part.new])
+                else:
+                    _rows(result[part.first : part.end]).copy_(pointwise(_rows(slab[part.new]), out_weight, out_bias))
         ctx.save_for_backward(x, source, source_weight, source_bias, filter, out_weight, reconstructions)
         ctx.eps = eps
         return out
@@ -287,7 +287,8 @@ class _Update(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         x, source, source_weight, source_bias, filter, out_weight, reconstructions = ctx.saved_tensors
         problem = _Problem(x, source, source_weight, source_bias, filter, ctx.eps)
-        gradient = gradient.contiguous()
+        if out_weight is not None:
+            gradient = gradient.contiguous()
         x_gradient = torch.empty_like(x)
         source_gradient = None if source is None else torch.empty_like(source)
         weight_gradient, bias_gradient, out_weight_gradient = (
@@ -302,7 +303,9 @@ class _Update(torch.autograd.Function):
         def upstream(index: int, part: _Slab) -> Tensor:
             """The gradient of the updated source, of the new planes."""
             arrived = problem.images(gradient)[index, part.fresh : part.stop]
-            return arrived if out_weight is None else pointwise(_rows(arrived), adjoint_weight)
+            if out_weight is None:
+                return arrived.transpose(-1, -2).contiguous()
+            return pointwise(_rows(arrived), adjoint_weight)
 
         for index in range(len(x)):
             image, reconstruction = problem.images(x)[index], problem.images(reconstructions)[index]
@@ -337,7 +340,7 @@ class _Update(torch.autograd.Function):
                     "correlate", reconstruction_gradient, sources, part.first, filter_gradient, part.first, part.end
                 )
                 if source is not None:
-                    problem.images(source_gradient)[index, planes] = gradients[part.new]
+                    problem.images(source_gradient)[index, planes] = problem.channel_major(gradients[part.new])
                     continue
                 rectified = _rows(torch.ops.aten.threshold_backward(gradients[part.new], sources[part.new], 0))
                 _rows(image_gradient[planes]).add_(pointwise(rectified, source_adjoint_weight))

@@ -1,0 +1,319 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from nnunet_deconver.ops import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import nonnegative_deconvolution_reference
+
+ROOT = Path(__file__).parents[2]
+compiled = pytest.mark.skipif(not cpu_update._libraries(), reason="no C compiler when the package was installed")
+
+
+def test_compiled_where_there_is_a_compiler():
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    assert cpu_update._libraries()
+
+
+def operands(shape, kernel, ratio, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    channels = shape[1]
+    x = torch.rand(shape, dtype=torch.float64)
+    source = torch.rand(shape[0], channels * ratio, *shape[2:], dtype=torch.float64)
+    filter = torch.rand(channels, ratio, *kernel, dtype=torch.float64)
+    return [tensor.to(dtype) for tensor in (x, source, filter)]
+
+
+def run(function, tensors, upstream, **kwargs):
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    out = function(*tensors, groups=tensors[0].shape[1], **kwargs)
+    return [out, *torch.autograd.grad(out, tensors, upstream.to(out.dtype))]
+
+
+def distances(found, exact):
+    return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
+
+
+@pytest.fixture(params=sorted(cpu_update._libraries()))
+def lanes(request, monkeypatch):
+    """Each library that runs here, in turn."""
+    library = {request.param: cpu_update._libraries()[request.param]}
+    monkeypatch.setattr(cpu_update, "_libraries", lambda: library)
+    return request.param
+
+
+@pytest.fixture
+def poison():
+    """Memory that nobody has written to yet is NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# Rows shorter than a kernel, as long as, and longer than, the voxels computed at once; slabs of one plane to all.
+CASES = [
+    ((2, 16, 13), (5,), 4),
+    ((1, 16, 1), (3,), 4),
+    ((2, 32, 7, 9), (3, 3), 4),
+    ((1, 16, 6, 5), (1, 7), 2),
+    ((1, 16, 2, 2), (7, 7), 5),
+    ((2, 16, 5, 6, 7), (3, 3, 3), 4),
+    ((1, 16, 4, 9, 20), (1, 3, 5), 1),
+    ((2, 16, 5, 4, 3), (5, 5, 5), 3),
+    ((1, 32, 11, 3, 8), (7, 1, 3), 8),
+    ((1, 48, 3, 4, 5), (1, 1, 1), 4),
+]
+
+
+@compiled
+@pytest.mark.parametrize("slab", [1, 3000, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape, kernel, ratio", CASES)
+def test_as_near_to_float64_as_the_plain_path(monkeypatch, lanes, poison, shape, kernel, ratio, dtype, slab):
+    monkeypatch.setattr(cpu_update, "SLAB_ELEMENTS", slab)
+    tensors = operands(shape, kernel, ratio, dtype)
+    upstream = torch.randn(tensors[1].shape, dtype=torch.float64).to(dtype)
+    exact = run(nonnegative_deconvolution_reference, [t.double() for t in tensors], upstream)
+    plain = distances(run(nonnegative_deconvolution, tensors, upstream, backend="plain"), exact)
+    found = run(nonnegative_deconvolution, tensors, upstream, backend="cpu")
+    assert all(a.dtype == dtype for a in found)
+    floor = 8 * torch.finfo(torch.float32).eps
+    for distance, allowed in zip(distances(found, exact), plain, strict=True):
+        assert distance <= 1.5 * allowed + floor
+
+
+def composition(x, source_weight, source_bias, filter, out_weight, out_bias):
+    """Eq. (6) without its first layer."""
+    along = (slice(None), *[None] * (x.ndim - 2))
+    source = torch.einsum("bc...,ec->be...", x, source_weight) + source_bias[along]
+    source = nonnegative_deconvolution_reference(x, source.relu(), filter, groups=x.shape[1])
+    if out_weight is None:
+        return source
+    return torch.einsum("be...,oe->bo...", source, out_weight) + out_bias[along]
+
+
+@compiled
+@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize("slab", [1, 3000, 10**9])
+@pytest.mark.parametrize("shape, kernel, ratio", CASES)
+def test_projections_within_the_slabs(monkeypatch, poison, shape, kernel, ratio, slab, projected):
+    monkeypatch.setattr(cpu_update, "SLAB_ELEMENTS", slab)
+    x, source, filter = operands(shape, kernel, ratio)
+    channels, sources = x.shape[1], source.shape[1]
+    tensors = [x, torch.randn(sources, channels), torch.randn(sources), filter]
+    if projected:
+        tensors += [torch.randn(12, sources), torch.randn(12)]
+    tensors = [tensor.double() for tensor in tensors]
+
+    def results(function, tensors):
+        tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+        out = function(*tensors, *[None] * (6 - len(tensors)))
+        return [out, *torch.autograd.grad(out, tensors, upstream.to(out.dtype))]
+
+    upstream = torch.randn(x.shape[0], 12 if projected else sources, *x.shape[2:], dtype=torch.float64)
+    exact = results(composition, tensors)
+    single = [tensor.float() for tensor in tensors]
+    allowed = distances(results(composition, single), exact)
+    found = results(lambda *t: cpu_update.projected_deconvolution(*t, eps=1e-8), single)
+    assert found[0].shape == exact[0].shape
+    for distance, other in zip(distances(found, exact), allowed, strict=True):
+        assert distance <= 1.5 * other + 1e-6
+
+
+@compiled
+def test_only_what_is_asked_for_has_a_gradient():
+    x, _, filter = operands((1, 16, 5, 5), (3, 3), 2, torch.float32)
+    weight = torch.rand(32, 16)
+    bias = torch.zeros(32, requires_grad=True)
+    out = cpu_update.projected_deconvolution(x, weight, bias, filter, None, None, eps=1e-8)
+    out.sum().backward()
+    assert bias.grad.abs().sum() > 0
+    assert x.grad is weight.grad is filter.grad is None
+
+
+@compiled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_layouts(layout):
+    tensors = operands((2, 16, 5, 6, 7), (3, 3, 3), 4, torch.float32)
+    upstream = torch.randn(tensors[1].shape)
+    expected = run(nonnegative_deconvolution, tensors, upstream, backend="plain")
+    x, source, filter = tensors
+    strided = [
+        x.contiguous(memory_format=layout),
+        source.repeat_interleave(2, -1)[..., ::2],
+        filter.transpose(0, 1).contiguous().transpose(0, 1),
+    ]
+    for gradient in (upstream, upstream.contiguous(memory_format=torch.channels_last_3d)):
+        for found, wanted in zip(
+            run(nonnegative_deconvolution, strided, gradient, backend="cpu"), expected, strict=True
+        ):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+def test_zeros_and_the_largest_half():
+    x, source, filter = operands((1, 16, 6, 6), (3, 3), 4, torch.float16)
+    x[:, :, :3] = 0
+    source[:, :, 3:] = 65504
+    upstream = torch.ones(source.shape, dtype=torch.float64)
+    for tensor in run(nonnegative_deconvolution, [x, source, filter], upstream, backend="cpu"):
+        assert tensor.isfinite().all()
+
+
+@compiled
+def test_output_saturates_in_half_precision():
+    # Of one pointwise source the update is x / filter.
+    x, source, filter = (torch.full((1, 16, 3, 3), value, dtype=torch.float16) for value in (65504, 1, 0.5))
+    found = nonnegative_deconvolution(x, source, filter[0, :, None, :1, :1], groups=16, backend="cpu")
+    assert (found == 65504).all()
+
+
+@compiled
+def test_empty_batch():
+    tensors = operands((0, 16, 6, 6), (3, 3), 4, torch.float32)
+    out, *gradients = run(nonnegative_deconvolution, tensors, torch.zeros(0, 64, 6, 6), backend="cpu")
+    assert out.shape == (0, 64, 6, 6)
+    assert [gradient.shape for gradient in gradients] == [tensor.shape for tensor in tensors]
+
+
+@compiled
+def test_the_same_bits_each_time():
+    tensors = operands((2, 16, 9, 8, 7), (3, 3, 3), 4, torch.float32)
+    upstream = torch.randn(tensors[1].shape)
+    once, again = (run(nonnegative_deconvolution, tensors, upstream, backend="cpu") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+
+@compiled
+def test_any_number_of_threads():
+    tensors = operands((1, 16, 3, 2, 7), (3, 3, 3), 4, torch.float32)
+    upstream = torch.randn(tensors[1].shape)
+    expected = run(nonnegative_deconvolution, tensors, upstream, backend="plain")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5, 16):  # the last more than there are rows
+            torch.set_num_threads(threads)
+            for found, wanted in zip(
+                run(nonnegative_deconvolution, tensors, upstream, backend="cpu"), expected, strict=True
+            ):
+                torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The backends that were run."""
+    names = []
+
+    def recorded(name):
+        run = backends.BACKENDS[name].run
+        return backends.BACKENDS[name]._replace(run=lambda *a, **k: names.append(name) or run(*a, **k))
+
+    monkeypatch.setattr(backends, "BACKENDS", {name: recorded(name) for name in backends.BACKENDS})
+    return names
+
+
+@compiled
+def test_taken_on_a_cpu_where_it_can_be(taken):
+    x, source, filter = operands((1, 16, 6, 6), (3, 3), 2, torch.float32)
+    nonnegative_deconvolution(x, source, filter, groups=16)
+    nonnegative_deconvolution(x, source, filter, groups=16, iterations=2)
+    nonnegative_deconvolution(x, source, filter.repeat(1, 2, 1, 1), groups=8)
+    nonnegative_deconvolution(x.double(), source.double(), filter.double(), groups=16)
+    nonnegative_deconvolution(x[:, :3], source[:, :6], filter[:3], groups=3)
+    assert taken == ["cpu", "plain", "plain", "plain", "plain"]
+
+
+@compiled
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_plain_where_nothing_is_computed_or_operations_are_watched(taken):
+    tensors = operands((1, 16, 6, 6), (3, 3), 2, torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        nonnegative_deconvolution(*tensors, groups=16)
+    assert counter.get_total_flops() == 3 * 2 * 16 * 2 * 9 * 36
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        nonnegative_deconvolution(*tensors, groups=16)
+    nonnegative_deconvolution(*[tensor.to("meta") for tensor in tensors], groups=16)
+    torch.jit.trace(lambda *t: nonnegative_deconvolution(*t, groups=16), tensors, check_trace=False)
+    assert set(taken) == {"plain"}
+
+
+@compiled
+def test_without_compiled_kernels(monkeypatch, taken):
+    monkeypatch.setattr(cpu_update, "_libraries", dict)
+    tensors = operands((1, 16, 6, 6), (3, 3), 2, torch.float32)
+    nonnegative_deconvolution(*tensors, groups=16)
+    assert taken == ["plain"]
+    with pytest.raises(ValueError, match="C compiler"):
+        nonnegative_deconvolution(*tensors, groups=16, backend="cpu")
+
+
+@compiled
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"iterations": 2}, "1 update"),
+        ({"groups": 8}, "group per channel"),
+        ({"dtype": torch.float64}, "float32"),
+        ({"channels": 3}, "3 is not a multiple"),
+    ],
+)
+def test_forced_where_it_cannot_run(change, message):
+    channels = change.pop("channels", 16)
+    tensors = operands((1, channels, 6, 6), (3, 3), 2, change.pop("dtype", torch.float32))
+    arguments = {"groups": channels} | change
+    if arguments["groups"] == 8:
+        tensors[2] = tensors[2].repeat(1, 2, 1, 1)
+    with pytest.raises(ValueError, match=f"backend 'cpu' cannot compute this: .*{message}"):
+        nonnegative_deconvolution(*tensors, backend="cpu", **arguments)
+
+
+@compiled
+def test_no_second_derivative():
+    tensors = [tensor.requires_grad_() for tensor in operands((1, 16, 6, 6), (3, 3), 2, torch.float32)]
+    out = nonnegative_deconvolution(*tensors, groups=16, backend="cpu")
+    (gradient,) = torch.autograd.grad(out.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 12])
+@pytest.mark.parametrize("planes", [1, 2, 5, 20])
+@pytest.mark.parametrize("halo", [0, 1, 3])
+def test_slabs(depth, planes, halo):
+    """Every plane is computed once and made once, and there when it is needed."""
+    computed, made, held = [], [], []
+    for part in cpu_update._slabs(depth, planes, halo):
+        held = held[part.moved :][: part.fresh - part.start] + list(range(part.fresh, part.stop))
+        assert held == list(range(part.start, part.stop))
+        assert len(held) <= planes + 2 * halo
+        assert range(part.fresh, part.stop)
+        computed += range(part.first, part.end)
+        made += range(part.fresh, part.stop)
+        for z in range(part.first, part.end):
+            assert {n for n in range(z - halo, z + halo + 1) if 0 <= n < depth} <= set(held)
+    assert computed == made == list(range(depth))
+
+
+def test_installs_without_a_compiler(tmp_path):
+    build = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--build-lib",
+        tmp_path / "lib",
+        "--build-temp",
+        tmp_path / "temp",
+    ]
+    done = subprocess.run(build, cwd=ROOT, env={"CC": "false", "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*.so"))
