@@ -5,7 +5,8 @@
 On a GPU: nnU-Net's step (float16 autocast, gradient scaler, its loss on every resolution, gradients clipped) on usual
 patches, eager and under torch.compile; what counts is `torch.cuda.max_memory_allocated` of a later step, when the
 optimizer's state exists. Without a GPU: the same step in float32 on small patches, followed through PyTorch's CPU
-allocator; the estimate is then that for a CPU in float32.
+allocator; the estimate is then that for a CPU in float32, and nonnegative deconvolution takes its plain path, whose
+operations PyTorch knows.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from nnunet_deconver.networks.plans import (
     plain_architecture,
     with_axes,
 )
+from nnunet_deconver.ops.nonnegative_deconvolution import backends
 from nnunet_deconver.plans.memory import nnunet_loss, training_memory, usual_optimizer
 
 CHANNELS, CLASSES, BATCH = 1, 4, 2
@@ -153,6 +155,8 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(0)
     cuda = torch.cuda.is_available()
+    if not cuda:
+        backends.PREFERRED = {}
     rows = []
     for name, (backbone, geometry, axes) in tqdm(NETWORKS.items(), unit="network"):
         patch_size, stages = GEOMETRIES[geometry][0 if cuda else 1]

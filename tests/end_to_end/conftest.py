@@ -122,11 +122,13 @@ class NnUNet:
         )
         return output, self.results / dataset_name(number) / f"{trainer}__{plans}__{configuration}"
 
-    def predict(self, number: int, trainer: str, out: Path, *, configuration="3d_fullres", plans="tinyPlans", **kwargs):
+    def predict(
+        self, number: int, trainer: str, out: Path, *options, configuration="3d_fullres", plans="tinyPlans", **kwargs
+    ):
         """Predicts the held-out case with fold 0 and returns the label map."""
         arguments = ["-i", self.raw / dataset_name(number) / "imagesTs", "-o", out, "-d", number, "-f", 0]
         arguments += ["-tr", trainer, "-p", plans, "-c", configuration, "-device", "cpu", "-npp", 1, "-nps", 1]
-        self.run("nnUNetv2_predict", *arguments, **kwargs)
+        self.output = self.run("nnUNetv2_predict", *arguments, *options, **kwargs)
         return sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"case_{CASES}.nii.gz")))
 
     def plans(self, number: int, name: str) -> Path:
@@ -134,7 +136,7 @@ class NnUNet:
 
 
 def shrink(plans: dict, patch: int = 16) -> dict:
-    """The plan with a small patch and 4 to 16 features: seconds on a CPU, every trainer's features at work."""
+    """The plan with a small patch and 8 to 16 features: seconds on a CPU, every trainer's features at work."""
     plans["plans_name"] = "tinyPlans"
     for configuration in plans["configurations"].values():
         if "patch_size" not in configuration:
@@ -144,7 +146,7 @@ def shrink(plans: dict, patch: int = 16) -> dict:
         configuration["batch_size"] = 2
         configuration["architecture"]["arch_kwargs"].update(
             n_stages=3,
-            features_per_stage=[4, 8, 16],
+            features_per_stage=[8, 16, 16],
             kernel_sizes=[[3] * rank] * 3,
             strides=[[1] * rank, [2] * rank, [2] * rank],
             n_conv_per_stage=[1] * 3,

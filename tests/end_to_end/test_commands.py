@@ -130,6 +130,18 @@ def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnu
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
     assert summary["foreground_mean"]["Dice"] > 0.5
 
+    # Trained by the compiled kernels, it predicts the same without them: PyTorch is told that the processor has none of
+    # the instructions that they need.
+    probabilities = []
+    for name, capability in (("compiled", {}), ("plain", {"ATEN_CPU_CAPABILITY": "default"})):
+        out = tmp_path / name
+        options = ["--save_probabilities"]
+        nnunet.predict(901, "nnUNetTrainer_1epoch", out, *options, plans="deconverPlans", **capability)
+        assert ("slower plain path" in nnunet.output) == (name == "plain")
+        with np.load(out / "case_5.npz") as saved:
+            probabilities.append(saved["probabilities"].astype(np.float32))
+    assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-3
+
 
 @pytest.mark.parametrize("trainer, configuration", [("DTC", "3d_fullres"), ("NeRDm", "2d"), ("NeRDc", "3d_fullres")])
 def test_trainers_of_the_axes(nnunet, tiny, tmp_path, trainer, configuration):

@@ -69,7 +69,7 @@ def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations:
         iterations: as said.
     """
     if not _libraries():
-        return "its kernels were not compiled when this package was installed, for want of a C compiler"
+        return "it has no kernels for this processor; they are compiled when this package is installed, by a C compiler"
     if groups != x.shape[1]:
         return f"it needs a group per channel, and there are {groups} groups for {x.shape[1]} channels"
     if _library(x.shape[1]) is None:

@@ -1,0 +1,129 @@
+"""Seconds of nnU-Net's own training and validation steps, of a plan's network and of Deconver in its place.
+
+    python benchmarks/epoch_time.py PLANS.json --dataset-json DATASET.json --out benchmarks/results/epoch_time
+
+What nnU-Net's benchmark of epoch times does (its trainer, a batch that is always there, no data loading; on a GPU its
+autocast and torch.compile), but step by step, the networks in turn, so that they share whatever else the machine does.
+An epoch of nnU-Net is 250 training and 50 validation steps.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+SCRATCH = tempfile.TemporaryDirectory()
+for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    os.environ[variable] = SCRATCH.name
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels  # noqa: E402
+from recording import record  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from nnunet_deconver.networks.plans import deconver_architecture, with_axes  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+AXES = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}
+NETWORKS = {
+    "the plan's": lambda entry: entry,
+    "Deconver": deconver_architecture,
+    "Deconver, DTC, NeRDc": lambda entry: with_axes(deconver_architecture(entry), **AXES),
+}
+
+
+def ready_trainer(plans: dict, configuration: str, dataset: dict) -> nnUNetTrainer:
+    """nnU-Net's trainer with the plan's network built, as it is before the first step."""
+    trainer = nnUNetTrainer(plans, configuration, 0, dataset, DEVICE)
+    trainer.initialize()
+    trainer.network.train()
+    return trainer
+
+
+def random_batch(trainer: nnUNetTrainer) -> dict:
+    """As nnU-Net's trainer without data loading makes it."""
+    channels = determine_num_input_channels(trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json)
+    patch = trainer.configuration_manager.patch_size
+    highest = max(trainer.label_manager.all_labels)
+
+    def target(scale) -> torch.Tensor:
+        size = [int(extent * s) for extent, s in zip(patch, scale, strict=True)]
+        return torch.round(torch.rand((trainer.batch_size, 1, *size), device=DEVICE) * highest)
+
+    return {
+        "data": torch.rand((trainer.batch_size, channels, *patch), device=DEVICE),
+        "target": [target(scale) for scale in trainer._get_deep_supervision_scales()],
+    }
+
+
+def seconds(trainer: nnUNetTrainer, batch: dict) -> tuple[float, float]:
+    """Of one training step and one validation step."""
+    times = []
+    for step, training in ((trainer.train_step, True), (trainer.validation_step, False)):
+        trainer.network.train(training)
+        start = time.perf_counter()
+        with torch.set_grad_enabled(training):
+            step(batch)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return tuple(times)
+
+
+def main():
+    """Reads the command line, measures, prints and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plans", type=Path, help="of nnU-Net's planner")
+    parser.add_argument("--dataset-json", type=Path, required=True)
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=50 if DEVICE.type == "cuda" else 5)
+    parser.add_argument("--out", type=Path, required=True, help="path without ending")
+    args = parser.parse_args()
+    dataset = json.loads(args.dataset_json.read_text())
+    trainers = {}
+    for name in args.networks:
+        plans = json.loads(args.plans.read_text())
+        configuration = plans["configurations"][args.configuration]
+        configuration["architecture"] = NETWORKS[name](configuration["architecture"])
+        trainers[name] = ready_trainer(plans, args.configuration, dataset)
+    batch = random_batch(next(iter(trainers.values())))
+    times = {name: [] for name in trainers}
+    # The first round warms up, and compiles on a GPU.
+    for round_ in tqdm(range(args.rounds + 1), unit="round"):
+        for name, trainer in trainers.items():
+            measured = seconds(trainer, batch)
+            if round_:
+                times[name].append(measured)
+    times = {name: np.array(values) for name, values in times.items()}
+    reference = times[args.networks[0]]
+    rows = []
+    for name, values in times.items():
+        training, validation = np.median(values, axis=0)
+        low, ratio, high = np.quantile(values[:, 0] / reference[:, 0], (0.25, 0.5, 0.75))
+        rows.append(
+            {
+                "network": name,
+                "training_step_s": round(float(training), 4),
+                "validation_step_s": round(float(validation), 4),
+                f"training_step / {args.networks[0]}": round(float(ratio), 3),
+                "quartiles": f"{low:.2f} to {high:.2f}",
+                "validation_step / the same": round(float(np.median(values[:, 1] / reference[:, 1])), 3),
+            }
+        )
+    record(
+        args.out,
+        rows,
+        plans={"name": plans["plans_name"], "dataset": plans["dataset_name"]}
+        | {key: configuration[key] for key in ("patch_size", "batch_size")},
+        threads=torch.get_num_threads(),
+        rounds=args.rounds,
+    )
+
+
+if __name__ == "__main__":
+    main()
