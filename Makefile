@@ -20,7 +20,8 @@ test: $(VENV)/installed
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 bench: $(VENV)/installed
-	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),speed) $(ARGS)
+	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),.)/speed
+	$(VENV)/bin/python benchmarks/epoch_time.py --out $(or $(OUT),.)/epoch_time
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -1,10 +1,12 @@
 """Seconds of nnU-Net's own training and validation steps, of a plan's network and of Deconver in its place.
 
-    python benchmarks/epoch_time.py PLANS.json --dataset-json DATASET.json --out benchmarks/results/epoch_time
+    python benchmarks/epoch_time.py --out benchmarks/results/epoch_time_cpu
+    python benchmarks/epoch_time.py --plans PLANS.json --dataset-json DATASET.json --out FILE
 
 What nnU-Net's benchmark of epoch times does (its trainer, a batch that is always there, no data loading; on a GPU its
 autocast and torch.compile), but step by step, the networks in turn, so that they share whatever else the machine does.
-An epoch of nnU-Net is 250 training and 50 validation steps.
+An epoch of nnU-Net is 250 training and 50 validation steps. Without plans it is nnU-Net's default 3D network and patch
+(128^3, batch 2) on a GPU, and what it plans for small volumes (40 x 56 x 40) on a CPU.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from recording import record  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from nnunet_deconver.networks.plans import deconver_architecture, with_axes  # noqa: E402
+from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, plain_architecture, with_axes  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AXES = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}
@@ -36,9 +38,45 @@ NETWORKS = {
 }
 
 
+def default_plans() -> dict:
+    """What nnU-Net's trainer reads of a plan."""
+    stages, patch_size = (6, [128] * 3) if DEVICE.type == "cuda" else (4, [40, 56, 40])
+    topology = {
+        "n_stages": stages,
+        "features_per_stage": [min(32 * 2**stage, 320) for stage in range(stages)],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3] * 3] * stages,
+        "strides": [[1] * 3] + [[2] * 3] * (stages - 1),
+    }
+    entry = {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
+    configuration = {
+        "data_identifier": "none",
+        "batch_size": 2,
+        "patch_size": patch_size,
+        "spacing": [1.0] * 3,
+        "batch_dice": False,
+        "architecture": plain_architecture(entry),
+    }
+    return {
+        "dataset_name": "Dataset000_None",
+        "plans_name": "default",
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "configurations": {"3d_fullres": configuration},
+    }
+
+
+DEFAULT_DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
+
+
 def ready_trainer(plans: dict, configuration: str, dataset: dict) -> nnUNetTrainer:
     """nnU-Net's trainer with the plan's network built, as it is before the first step."""
-    trainer = nnUNetTrainer(plans, configuration, 0, dataset, DEVICE)
+    # All that it looks at of the data is how their files end.
+    data = Path(SCRATCH.name, plans["dataset_name"], plans["configurations"][configuration]["data_identifier"])
+    data.mkdir(parents=True, exist_ok=True)
+    (data / "case.b2nd").touch()
+    # As nnUNetv2_train hands them over.
+    trainer = nnUNetTrainer(plans | {"continue_training": False}, configuration, 0, dataset, DEVICE)
     trainer.initialize()
     trainer.network.train()
     return trainer
@@ -77,17 +115,17 @@ def seconds(trainer: nnUNetTrainer, batch: dict) -> tuple[float, float]:
 def main():
     """Reads the command line, measures, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plans", type=Path, help="of nnU-Net's planner")
-    parser.add_argument("--dataset-json", type=Path, required=True)
+    parser.add_argument("--plans", type=Path, help="of nnU-Net's planner")
+    parser.add_argument("--dataset-json", type=Path, help="of the plans")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--rounds", type=int, default=50 if DEVICE.type == "cuda" else 5)
+    parser.add_argument("--rounds", type=int, default=50 if DEVICE.type == "cuda" else 8)
     parser.add_argument("--out", type=Path, required=True, help="path without ending")
     args = parser.parse_args()
-    dataset = json.loads(args.dataset_json.read_text())
+    dataset = json.loads(args.dataset_json.read_text()) if args.dataset_json else DEFAULT_DATASET
     trainers = {}
     for name in args.networks:
-        plans = json.loads(args.plans.read_text())
+        plans = json.loads(args.plans.read_text()) if args.plans else default_plans()
         configuration = plans["configurations"][args.configuration]
         configuration["architecture"] = NETWORKS[name](configuration["architecture"])
         trainers[name] = ready_trainer(plans, args.configuration, dataset)
