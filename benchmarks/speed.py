@@ -7,6 +7,11 @@ patches that a CPU can bear. Every time is compared with another that is measure
 is computed fast with the plain formulation (PyTorch's grouped convolutions on the whole image, everything kept), and
 networks with nnU-Net's PlainConvUNet on the same stages. A row whose result or gradients are not as near to float64 as
 the plain formulation's reports no speed. Bytes kept for backward and peaks are those of `plans.memory`, for a GPU.
+
+What the machine can do is measured too: the bandwidth of copying a large tensor, and the arithmetic of a dense
+convolution. Of both the layer's rows say how much they attain, counting the arithmetic of its convolutions, and the
+bytes without which it cannot be done: the image read and the source written once, and in a training step the source's
+gradient read, the image read again, and the image's gradient written.
 """
 
 import argparse
@@ -114,8 +119,8 @@ def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, 
 def is_right(module: nn.Module, shape: tuple[int, ...]) -> bool:
     """Whether result and gradients are no further from float64 than those of the plain formulation, times 1.5.
 
-    On one of three random inputs: where the argument of a rectifier nearly vanishes, rounding decides whether a voxel has
-    a gradient, and either formulation may be the unlucky one.
+    On one of three random inputs: where the argument of a rectifier nearly vanishes, rounding decides whether a voxel
+    has a gradient, and either formulation may be the unlucky one.
     """
     return any(_is_right_on(module, torch.rand(shape, device=DEVICE)) for _ in range(3))
 
@@ -140,6 +145,34 @@ def distances(found: list[torch.Tensor], exact: list[torch.Tensor]) -> list[floa
     return [((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item() for a, b in zip(found, exact, strict=True)]
 
 
+def machine() -> dict[str, float]:
+    """Bytes that a copy reads and writes, and operations of a dense convolution, per second."""
+    values = torch.rand(2**28 if CUDA else 2**25, device=DEVICE)
+    copy = values.clone()
+    convolution = nn.Conv3d(64, 64, 3, padding=1, device=DEVICE)
+    image = torch.rand(1, 64, *(96 if CUDA else 32,) * 3, device=DEVICE)
+    image = image.contiguous(memory_format=torch.channels_last_3d)
+    times = {"copy": [], "convolution": []}
+    for _ in range(20):
+        times["copy"].append(seconds(lambda: copy.copy_(values)))
+        times["convolution"].append(seconds(partial(forward, convolution, image)))
+    operations = 2 * convolution.weight.numel() * image[0, 0].numel()
+    return {
+        "copy_GB_per_s": 2e-9 * values.nbytes / float(np.median(times["copy"])),
+        "convolution_GFLOP_per_s": 1e-9 * operations / float(np.median(times["convolution"])),
+    }
+
+
+def work(layer: NonnegativeDeconvolution, shape: tuple[int, ...], what: str) -> tuple[float, float]:
+    """Operations of the layer's convolutions, and bytes that have to move, see the top of this file."""
+    voxels = shape[0] * np.prod(shape[2:])
+    operations = 2 * voxels * (layer.source.weight.numel() + 3 * layer.filter.numel())
+    image, source = voxels * layer.channels, voxels * layer.source_channels
+    if what == "forward":
+        return operations, (2 if CUDA else 4) * (image + source)
+    return 3 * operations, (2 if CUDA else 4) * (image + source + source + image + image)
+
+
 def module_rows(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], rounds: int) -> list[dict]:
     """Forward, and forward and backward, of a module beside its plain formulation."""
     torch.manual_seed(0)
@@ -150,6 +183,10 @@ def module_rows(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...
         # As in a network: what comes in has a gradient, too.
         image = x.clone().requires_grad_(run is step)
         times = compare(partial(run, module, image), partial(run, module, image), rounds, plain=True)
+        if isinstance(module, NonnegativeDeconvolution):
+            operations, moved = work(module, shape, what)
+            times["GFLOP_per_s"] = round(1e-6 * operations / times["ms"], 1)
+            times["GB_per_s"] = round(1e-6 * moved / times["ms"], 2)
         if not right:
             times = dict.fromkeys(times, "")
         rows.append(
@@ -270,8 +307,15 @@ def main():
         rows += module_rows(f"block, {name}", partial(DeconverBlock, channels, (3, 3, 3)), shape, args.rounds)
     rows += growth_rows(args.rounds)
     rows += network_rows(args.rounds)
+    rows = [dict.fromkeys(rows[0], "") | row for row in rows]
+    autocast_dtype = "float16" if CUDA else "none"
     record(
-        args.out, rows, threads=torch.get_num_threads(), autocast="float16" if CUDA else "none", memory=memory_rows()
+        args.out,
+        rows,
+        threads=torch.get_num_threads(),
+        autocast=autocast_dtype,
+        machine={name: round(value, 1) for name, value in machine().items()},
+        memory=memory_rows(),
     )
 
 
