@@ -1,9 +1,11 @@
 """Builds the CPU kernels: a library in plain C for each set of instructions, which links neither Python nor PyTorch.
 
 Everything else about the package is in pyproject.toml. Without a compiler, or with one that cannot build them, the
-package installs without them and takes a slower path.
+package installs without them and takes a slower path. NNUNET_DECONVER_KERNELS=0 leaves them out, for a wheel that fits
+every machine.
 """
 
+import os
 import platform
 import sys
 
@@ -13,14 +15,14 @@ from setuptools.command.build_ext import build_ext
 
 FOLDER = "nnunet_deconver/ops/nonnegative_deconvolution"
 # Set of instructions to floats in a vector, and what a compiler calls it.
-INSTRUCTIONS = (
-    {
-        "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
-        "avx2": (8, ["-mavx2", "-mfma"]),
-    }
-    if platform.machine() in ("x86_64", "AMD64")
-    else {"default": (4, [])}
-)
+INSTRUCTIONS = {
+    "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
+    "avx2": (8, ["-mavx2", "-mfma"]),
+}
+if platform.machine() not in ("x86_64", "AMD64"):
+    INSTRUCTIONS = {"default": (4, [])}
+if os.environ.get("NNUNET_DECONVER_KERNELS") == "0":
+    INSTRUCTIONS = {}
 # Apple's compiler has no OpenMP.
 THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 
@@ -36,7 +38,7 @@ class PlatformWheel(bdist_wheel):
     """Fits every Python, but not every machine."""
 
     def get_tag(self):  # noqa: D102
-        return "py3", "none", super().get_tag()[2]
+        return "py3", "none", super().get_tag()[2]  # "any" if there are no kernels
 
 
 setup(

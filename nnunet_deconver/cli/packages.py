@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,9 @@ def _build(name: str, source: Path, folder: Path) -> Path:
         # A build folder in the source would stay there, and bring files deleted long ago into the next wheel.
         options = ["-C--global-option=build", f"-C--global-option=--build-base={scratch}/build"]
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", scratch, *options, str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        # Kernels compiled for another system would be of no use where the wheel is for.
+        kernels = {} if sys.platform == "linux" else {"NNUNET_DECONVER_KERNELS": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | kernels)
         built = list(Path(scratch).glob("*.whl"))
         if done.returncode or not built:
             said = " ".join((done.stderr or done.stdout).split())[-500:]
@@ -113,6 +116,10 @@ def _repack(distribution: metadata.Distribution, folder: Path) -> Path:
     tags = [tag.split("-") for tag in tags]
     tag = "-".join(".".join(sorted(set(part))) for part in zip(*tags, strict=True))
     name = distribution.name.replace("-", "_").replace(".", "_")
+    # See `_build`.
+    without_kernels = name == "nnunet_deconver" and sys.platform != "linux"
+    if without_kernels:
+        tag = "py3-none-any"
     path = folder / f"{name}-{distribution.version}-{tag}.whl"
     record = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
@@ -121,6 +128,8 @@ def _repack(distribution: metadata.Distribution, folder: Path) -> Path:
             if file.suffix == ".pyc" or ".." in file.parts:
                 continue
             if file.parent.suffix == ".dist-info" and file.name in OF_THE_INSTALLER:
+                continue
+            if without_kernels and file.suffix == ".so":
                 continue
             content = file.locate().read_bytes()
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()

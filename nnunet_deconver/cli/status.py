@@ -92,9 +92,10 @@ def report(problem: str | None, found: type | Exception | None) -> Iterator[str]
     yield line("nnunet-deconver", f"{nnunet_deconver.__version__} at {Path(nnunet_deconver.__file__).parent}")
     version = installed_version("nnunetv2") or "version unknown"
     yield line("nnunetv2", f"{version} at {folders[0]}" if folders else "not installed")
-    torch_version, device = _torch()
+    torch_version, device, kernels = _torch()
     yield line("torch", torch_version)
     yield line("CUDA device", device)
+    yield line("CPU kernels", kernels)
     if folders:
         for path, _, state in registration(folders[0]):
             yield line("registered", STATES[state].format(path=path))
@@ -108,12 +109,19 @@ def report(problem: str | None, found: type | Exception | None) -> Iterator[str]
         yield line("nnU-Net finds", f"no {TRAINER}: {type(found).__name__}: {found}")
 
 
-def _torch() -> tuple[str, str]:
+def _torch() -> tuple[str, str, str]:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return f"cannot be imported: {error}", "none"
-    return torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        return f"cannot be imported: {error}", "none", "not asked"
+    from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
+
+    return (
+        torch.__version__,
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        ", ".join(compiled_kernels())
+        or "none, a CPU computes Deconver slowly (to make them, install a C compiler, then this package again)",
+    )
 
 
 def _variable(name: str, purpose: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 import nnunet_deconver
 from nnunet_deconver.cli import packages
 from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
 
 
 def wheel_of(folder: Path, **keywords) -> Path:
@@ -47,6 +48,23 @@ def test_the_wheel_installs_and_is_complete(wheel, tmp_path):
     for folder in ("submission", "shim"):
         names = {path.name for path in (here / folder).iterdir() if path.name != "__pycache__"}
         assert names <= {path.name for path in (package / folder).iterdir()}
+
+
+def test_kernels_stay_on_the_system_they_were_compiled_for(wheel, tmp_path, monkeypatch):
+    """A container is Linux; where this is Linux too, they come along."""
+    kernels = [name for name in files(wheel) if name.endswith(".so")]
+    assert bool(kernels) == bool(compiled_kernels())
+    assert not wheel.name.endswith("any.whl")
+    pip("--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
+    (installed,) = metadata.distributions(path=[str(tmp_path / "site")])
+    monkeypatch.setattr(packages.sys, "platform", "darwin")
+    for number, distribution in enumerate((installed, packages.installed_distribution("nnunet-deconver"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        elsewhere = packages.make_wheel(distribution, folder)
+        assert elsewhere.name.endswith("-py3-none-any.whl")
+        assert not [name for name in files(elsewhere) if name.endswith(".so")]
+        pip("--no-deps", "--no-index", "--target", folder / "site", elsewhere)
 
 
 def test_a_wheel_of_installed_files_equals_the_one_they_came_from(wheel, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 
 from nnunet_deconver import cli
 from nnunet_deconver.cli import register, status, trainer_path
+from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update
 
 
 def ours():
@@ -139,6 +140,15 @@ def test_variables(root, show, tmp_path, monkeypatch):
     assert lines["nnUNet_preprocessed"] == f"{tmp_path / 'nowhere'} (no such folder: {tmp_path / 'nowhere'})"
     assert lines["nnUNet_results"].startswith("not set (trained models")
     assert lines["nnUNet_extTrainer"].endswith(f"(no such folder: {tmp_path / 'gone'})")
+
+
+def test_cpu_kernels(root, show, monkeypatch):
+    _, report, _ = show(ours())
+    assert f"{'CPU kernels':<20} {', '.join(cpu_update.compiled_kernels())}" in report
+    monkeypatch.setattr(cpu_update, "_libraries", dict)
+    _, report, _ = show(ours())
+    assert "CPU kernels          none, " in report
+    assert "install a C compiler" in report
 
 
 def test_torch_that_cannot_be_imported_is_reported(root, show, monkeypatch):

@@ -27,7 +27,7 @@ from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 # Elements of the source in a slab, without the planes kept from the slab before.
 SLAB_ELEMENTS = 2**20
 
-_LIBRARIES = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
+_INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
 _POINTER, _WHOLE, _REAL, _INT = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
     "gather_source": [_POINTER, _POINTER, _WHOLE, _POINTER, _POINTER, _WHOLE, _WHOLE, _INT],
@@ -38,12 +38,21 @@ _ARGUMENTS = {
 }
 
 
+def _instructions() -> dict[int, str]:
+    """Sets of instructions of this processor, by the channels that kernels compute at once with them, most first."""
+    return _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), {4: "default"})
+
+
+def compiled_kernels() -> list[str]:
+    """Names of the sets of instructions for which there are kernels that this processor can run."""
+    return [_instructions()[lanes] for lanes in _libraries()]
+
+
 @functools.cache
 def _libraries() -> dict[int, ctypes.CDLL]:
-    """The kernels that run on this processor, by the channels that they compute at once, most first."""
-    names = _LIBRARIES.get(torch.backends.cpu.get_cpu_capability(), {4: "default"})
+    """The kernels that this processor can run, by the channels that they compute at once, most first."""
     found = {}
-    for lanes, name in names.items():
+    for lanes, name in _instructions().items():
         try:
             library = ctypes.CDLL(str(Path(__file__).with_name(f"cpu_kernels_{name}.so")))
         except OSError:
