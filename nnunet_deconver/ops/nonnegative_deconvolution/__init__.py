@@ -1,7 +1,7 @@
 """Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.1.
 
-`reference` is the equation, `mixed_precision` the same for half precision, `triton_update` the path on GPUs, and
-`backends` what networks call, which chooses among them.
+`reference` is the equation, `mixed_precision` the same for half precision, `triton_update` the path on GPUs,
+`cpu_update` that on CPUs, and `backends` what networks call, which chooses among them.
 """
 
 from nnunet_deconver.ops.nonnegative_deconvolution.backends import nonnegative_deconvolution
