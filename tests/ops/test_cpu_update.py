@@ -258,6 +258,14 @@ def test_without_compiled_kernels(monkeypatch, taken):
 
 
 @compiled
+def test_kernels_compiled_for_another_version_are_not_called(monkeypatch):
+    find = cpu_update._libraries.__wrapped__
+    assert find()
+    monkeypatch.setattr(cpu_update, "_INTERFACE", 0)
+    assert not find()
+
+
+@compiled
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -26,6 +26,9 @@ typedef struct {
     whole kernel[3]; /* odd */
 } geometry;
 
+/* To be raised, with _INTERFACE in cpu_update.py, when the arguments of a function change. */
+int interface(void) { return 1; }
+
 /* Voxels of a row that are computed together: their sums stay in registers while a weight is loaded once. */
 enum { TILE = 6 };
 

@@ -27,6 +27,8 @@ from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 # Elements of the source in a slab, without the planes kept from the slab before.
 SLAB_ELEMENTS = 2**20
 
+# Of the kernels' functions, see `interface` there: in a clone that is installed editable the compiled may be older.
+_INTERFACE = 1
 _INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
 _POINTER, _WHOLE, _REAL, _INT = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_float, ctypes.c_int
 _ARGUMENTS = {
@@ -57,6 +59,8 @@ def _libraries() -> dict[int, ctypes.CDLL]:
             library = ctypes.CDLL(str(Path(__file__).with_name(f"cpu_kernels_{name}.so")))
         except OSError:
             continue
+        if library.interface() != _INTERFACE:
+            continue
         for function, arguments in _ARGUMENTS.items():
             getattr(library, function).argtypes = arguments
         found[lanes] = library
@@ -78,7 +82,10 @@ def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations:
         iterations: as said.
     """
     if not _libraries():
-        return "it has no kernels for this processor; they are compiled when this package is installed, by a C compiler"
+        return (
+            "it has no kernels for this processor, which are compiled when this package is installed "
+            "(install a C compiler, then this package again)"
+        )
     if groups != x.shape[1]:
         return f"it needs a group per channel, and there are {groups} groups for {x.shape[1]} channels"
     if _library(x.shape[1]) is None:
@@ -205,14 +212,13 @@ class _Geometry(ctypes.Structure):
 class _Problem:
     """One update of a batch: its geometry, the kernels for it, and how slabs of its source are made.
 
-    Args: those of `_Update.forward`.
+    Args: as `_Update.forward`.
     """
 
-    def __init__(self, x, source, source_weight, source_bias, filter, eps: float):
+    def __init__(self, x, source, source_weight, source_bias, filter):
         *kernel, self.ratio, self.channels = filter.shape
         self.depth, self.height, self.width = _three_axes(x.shape[1:-1])
-        self.x, self.source, self.weight, self.bias, self.filter = x, source, source_weight, source_bias, filter
-        self.eps = eps
+        self.x, self.source, self.weight, self.bias = x, source, source_weight, source_bias
         self.halo = _three_axes(kernel)[0] // 2
         self.planes = max(SLAB_ELEMENTS // (self.height * self.width * self.ratio * self.channels), 1)
         self._geometry = _Geometry(
@@ -265,7 +271,7 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, source, source_weight, source_bias, filter, out_weight, out_bias, eps: float):
-        problem = _Problem(x, source, source_weight, source_bias, filter, eps)
+        problem = _Problem(x, source, source_weight, source_bias, filter)
         if out_weight is None:
             out = x.new_empty(*x.shape, problem.ratio)
         else:
@@ -295,7 +301,7 @@ class _Update(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         x, source, source_weight, source_bias, filter, out_weight, reconstructions = ctx.saved_tensors
-        problem = _Problem(x, source, source_weight, source_bias, filter, ctx.eps)
+        problem = _Problem(x, source, source_weight, source_bias, filter)
         if out_weight is not None:
             gradient = gradient.contiguous()
         x_gradient = torch.empty_like(x)
