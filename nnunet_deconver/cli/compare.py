@@ -4,15 +4,14 @@ import argparse
 import csv
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_deconver.cli import evaluate
 from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.cli.evaluations import add_arguments, name_models, read_evaluations
 
-TABLE, SUMMARY, EVALUATIONS = "comparison.csv", "comparison.json", "evaluations"
+TABLE, SUMMARY = "comparison.csv", "comparison.json"
 # What is compared unless --metrics says otherwise, as far as it was measured; surface Dice at each tolerance besides.
 METRICS = ("dice", "hd95", "lesion_dice", "brats_dice", "brats_hd95")
 
@@ -26,16 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
         "intervals and Wilcoxon's test, corrected after Holm, in comparison.csv, comparison.json and on the terminal; "
         "figures as PNG and SVG.",
     )
-    parser.add_argument(
-        "models",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="at least two: what `evaluate` wrote, or a model folder of nnU-Net, whose cross-validation is evaluated "
-        "first, into OUT/evaluations",
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: from their folders")
+    add_arguments(parser, "at least two")
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="default: dice, hd95, nsd and lesion scores")
     parser.add_argument(
         "--costs",
@@ -53,13 +43,12 @@ def run(args: argparse.Namespace):
         raise CommandError(f"{args.models[0]} alone cannot be compared; name at least two folders")
     names = name_models(args.models, args.names)
     from nnunet_deconver.evaluation.cases import EvaluationError
-    from nnunet_deconver.evaluation.comparison import METHODS, case_values, common_cases, compare, read_evaluation
+    from nnunet_deconver.evaluation.comparison import METHODS, case_values, common_cases, compare
     from nnunet_deconver.evaluation.figures import draw_cases, draw_cost, draw_training
 
     costs = read_costs(args.costs, names) if args.costs else {}
     try:
-        folders = [evaluation_folder(path, name, args.out) for path, name in zip(args.models, names, strict=True)]
-        evaluations = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
+        evaluations = read_evaluations(args.models, names, args.out)
         cases, left_out = common_cases(evaluations)
         definitions = evaluations[0].summary["definitions"]
         metrics = choose_metrics(args.metrics, definitions)
@@ -86,54 +75,6 @@ def run(args: argparse.Namespace):
     for name, cases_left in left_out.items():
         print(f"{name}: {len(cases_left)} cases left out, which not all models have: {', '.join(cases_left[:5])} ...")
     print(f"wrote {', '.join(str(path) for path in (args.out / TABLE, args.out / SUMMARY, *figures))}")
-
-
-def name_models(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
-    """Names for models: those given, or the shortest ends of their paths that differ.
-
-    Raises:
-        CommandError: if there are not as many distinct names as models.
-    """
-    if names is None:
-        parts = [folder.resolve().parts for folder in folders]
-        names = [folder[-1] for folder in parts]
-        for length in range(2, max(map(len, parts)) + 1):
-            counts = Counter(names)
-            names = [
-                "/".join(folder[-length:]) if counts[name] > 1 else name
-                for folder, name in zip(parts, names, strict=True)
-            ]
-        # Of nnU-Net's TRAINER__PLANS__CONFIGURATION, what all models share says nothing.
-        fields = [name.split("__") for name in names]
-        if len({len(field) for field in fields}) == 1:
-            differing = [column for column in zip(*fields, strict=True) if len(set(column)) > 1]
-            names = ["__".join(row) for row in zip(*differing, strict=True)] if differing else names
-        if len(set(names)) < len(names):
-            raise CommandError("the same folder is named twice; compare different ones")
-    if len(names) != len(folders) or len(set(names)) != len(names):
-        raise CommandError(f"--names: must be {len(folders)} different names, one per folder, got {', '.join(names)}")
-    return list(names)
-
-
-def evaluation_folder(folder: Path, name: str, out: Path) -> Path:
-    """The folder with the evaluation of a model, which is made here if there is only the model.
-
-    Raises:
-        CommandError: if the folder is neither.
-    """
-    if (folder / "metrics.csv").is_file():
-        return folder
-    if not (folder / "plans.json").is_file():
-        raise CommandError(
-            f"{folder}: is neither what `nnunet-deconver evaluate` wrote (it has no metrics.csv) nor a model folder of "
-            "nnU-Net (it has no plans.json)"
-        )
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    target = out / EVALUATIONS / name.replace("/", "_")
-    summary = evaluate.measure(parser.parse_args(["--model", str(folder), "-o", str(target)]))
-    evaluate.report_problems(summary["problems"], target)
-    return target
 
 
 def choose_metrics(wanted: Sequence[str] | None, measured: Mapping[str, dict]) -> list[str]:

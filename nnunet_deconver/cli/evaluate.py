@@ -126,7 +126,8 @@ def measure(args: argparse.Namespace) -> dict:
         raise CommandError(f"--out {args.out}: is a file; name a folder")
     references, predictions, splits = find_folders(args)
     try:
-        dataset = read_dataset(find_dataset_json(args, references, predictions), _plans(predictions), references)
+        dataset_json = find_dataset_json(args, references, predictions)
+        dataset = read_dataset(dataset_json, _plans(predictions), references)
         settings = Settings(
             surface=args.surface,
             tolerances=tuple(args.tolerance),
@@ -146,6 +147,7 @@ def measure(args: argparse.Namespace) -> dict:
             "references": str(references.resolve()),
             "predictions": str(predictions.resolve()),
             "model": str(args.model.resolve()) if args.model else None,
+            "dataset_json": str(dataset_json.resolve()),
         }
         return evaluate(cases, problems, dataset, settings, args.out, processes, source)
     except (EvaluationError, ValueError) as error:

@@ -7,7 +7,8 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli.compare import axis_label, name_models
+from nnunet_deconver.cli.compare import axis_label
+from nnunet_deconver.cli.evaluations import name_models
 
 DATASET = {
     "channel_names": {"0": "MRI"},
