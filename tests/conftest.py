@@ -124,7 +124,8 @@ def label_finding():
             for parameter in network.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
             logits = network.eval()(torch.randn(shape, generator=generator))
-            network.decoder.seg_layers[-1].bias -= logits.flatten(2).mean((0, 2))
+            head = network.decoder.seg_layers[-1]
+            getattr(head, "classifier", head).bias -= logits.flatten(2).mean((0, 2))
         return network.state_dict()
 
     return vary
