@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunet_deconver.cli.errors import CommandError
 from nnunet_deconver.cli.nnunet import require_nnunetv2
+from nnunet_deconver.cli.tables import table
 
 # As nnunet_deconver.evaluation has them, which imports numpy; a test compares.
 SURFACES = ("area", "voxels")
@@ -241,32 +242,26 @@ def _number_or_word(text: str) -> float | str:
 
 
 def render(summary: dict) -> str:
-    """The table for the terminal: classes below each other, mean +- standard deviation of the main metrics.
+    """The table for the terminal: classes beside each other, mean +- standard deviation of the main metrics.
 
     Args:
         summary: from `nnunet_deconver.evaluation.runner.evaluate`.
     """
+    from nnunet_deconver.evaluation.comparison import MEAN
+
     if not summary["metrics"]:
         return "no case could be measured"
     definitions = summary["definitions"]
     surface_dice = [name for name in definitions if name.startswith("nsd_")]
     names = [name for name in (*HEADLINE, *surface_dice, *HEADLINE_LESIONS) if name in definitions]
-    headers = [
-        SHORT_NAMES.get(name, name) + (f" [{definitions[name]['unit']}]" if definitions[name]["unit"] else "")
-        for name in names
-    ]
-    rows = [
-        [name, *(_cell(of_class[metric], definitions[metric]["unit"]) for metric in names)]
-        for name, of_class in summary["metrics"].items()
-    ]
-    if len(rows) > 1:
-        rows.append(
-            ["mean", *(_number(summary["foreground_mean"][name]["mean"], definitions[name]["unit"]) for name in names)]
-        )
-    table = [["metric", *(row[0] for row in rows)]]
-    table += [[header, *(row[index] for row in rows)] for index, header in enumerate(headers, start=1)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    rows = []
+    for name in names:
+        unit = definitions[name]["unit"]
+        row = {"metric": SHORT_NAMES.get(name, name) + (f" [{unit}]" if unit else "")}
+        row |= {of: _cell(of_class[name], unit) for of, of_class in summary["metrics"].items()}
+        if len(summary["metrics"]) > 1:
+            row[MEAN] = _number(summary["foreground_mean"][name]["mean"], unit)
+        rows.append(row)
     policies, settings = summary["policies"], summary["settings"]
     notes = [
         f"{summary['cases']} cases; mean ± standard deviation of those in which a value is defined",
@@ -277,7 +272,7 @@ def render(summary: dict) -> str:
         f"{name}: {', '.join(f'{note} in {count}' for note, count in counts.items())}"
         for name, counts in summary["empty"].items()
     ]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([table(rows), "", *notes])
 
 
 def _cell(statistics: dict, unit: str) -> str:

@@ -62,7 +62,7 @@ def test_the_table_of_two_folders(folders, capsys):
     assert run(folders, "--lesions", "--brats", "MET", "--tolerance", "0.5", "1") == 0
     printed = capsys.readouterr().out
     table = {line.split("  ")[0]: line for line in printed.splitlines()}
-    assert table["metric"].split() == ["metric", "organ", "lesion", "mean"]
+    assert table["metric"].split() == ["metric", "organ", "lesion", "mean", "over", "classes"]
     assert table["hd95 [mm]"].split() == ["hd95", "[mm]", "1.00", "±", "0.00", "1.00", "±", "0.00", "1.00"]
     assert table["nsd_1mm"].split()[1] == "1.0000"
     assert {"dice", "nsd_0.5mm", "lesion_tpr", "brats_hd95 [mm]"} <= table.keys()
