@@ -3,7 +3,6 @@ import math
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 
 from nnunet_deconver import cli
@@ -85,33 +84,8 @@ def test_position_maps_of_a_volume_are_planes_through_its_middle():
         np.testing.assert_allclose(plane, 0, atol=1e-5)
 
 
-CASES = ("a", "b", "c")
-
-
-def write(path, voxels):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
-
-
-def with_predictions(tmp_path, model, rank=3):
-    """Gives a model folder validation predictions, and the dataset their references and images."""
-    rng = np.random.default_rng(0)
-    ending = ".nii.gz" if rank == 3 else ".png"
-    for index, case in enumerate(CASES):
-        truth = np.zeros((20, 18, 22)[-rank:], np.uint8)
-        truth[tuple(slice(4, 9 + index) for _ in truth.shape)] = 1
-        write(tmp_path / "pre" / "Dataset900_Test" / "gt_segmentations" / f"{case}{ending}", truth)
-        write(model / "fold_0" / "validation" / f"{case}{ending}", np.roll(truth, index, -1))
-        image = rng.integers(0, 255, truth.shape).astype(np.uint8)
-        write(tmp_path / "raw" / "Dataset900_Test" / "imagesTr" / f"{case}_0000{ending}", image)
-
-
 @pytest.fixture
-def figures(tmp_path, monkeypatch):
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
-    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
-    monkeypatch.delenv("nnUNet_results", raising=False)
-
+def figures(tmp_path):
     def run(*models):
         return cli.main(["figures", *map(str, models), "-o", str(tmp_path / "out")])
 
@@ -127,10 +101,10 @@ def both(*names):
 
 
 @pytest.mark.parametrize("rank", [2, 3])
-def test_sampling_and_position_of_a_model_folder(trained_model, tmp_path, figures, rank):
+def test_sampling_and_position_of_a_model_folder(trained_model, cross_validated, tmp_path, figures, rank):
     reader, ending = {2: ("NaturalImage2DIO", ".png"), 3: ("SimpleITKIO", ".nii.gz")}[rank]
     model = trained_model(rank=rank, reader=reader, ending=ending, trainer="nnUNetTrainerDeconverDTCNeRDc")
-    with_predictions(tmp_path, model, rank)
+    cross_validated(model, rank)
     assert figures(model) == 0
     assert drawn(tmp_path) == both("cases", f"sampling_{model.name}", f"position_{model.name}")
     svg = (tmp_path / "out" / f"sampling_{model.name}.svg").read_text()
@@ -138,10 +112,10 @@ def test_sampling_and_position_of_a_model_folder(trained_model, tmp_path, figure
     assert f">{model.name}, b<" in svg  # the median case
 
 
-def test_a_network_without_these_axes_has_no_such_figures(trained_model, tmp_path, figures, capsys):
+def test_a_network_without_these_axes_has_no_such_figures(trained_model, cross_validated, tmp_path, figures, capsys):
     model = trained_model()
     (model / "fold_0" / "checkpoint_final.pth").unlink()  # which is not needed then
-    with_predictions(tmp_path, model)
+    cross_validated(model)
     assert figures(model) == 0
     assert drawn(tmp_path) == both("cases")
     assert "cannot be built" not in capsys.readouterr().out
@@ -159,9 +133,11 @@ def test_a_network_without_these_axes_has_no_such_figures(trained_model, tmp_pat
     ],
     ids=["missing", "unreadable", "of another network"],
 )
-def test_a_bad_checkpoint_is_told_and_the_cases_are_drawn(trained_model, tmp_path, figures, capsys, spoil, message):
+def test_a_bad_checkpoint_is_told_and_the_cases_are_drawn(
+    trained_model, cross_validated, tmp_path, figures, capsys, spoil, message
+):
     model = trained_model(trainer="nnUNetTrainerDeconverDTCNeRDc")
-    with_predictions(tmp_path, model)
+    cross_validated(model)
     spoil(model / "fold_0" / "checkpoint_final.pth")
     assert figures(model) == 1
     told = capsys.readouterr().err
@@ -170,17 +146,17 @@ def test_a_bad_checkpoint_is_told_and_the_cases_are_drawn(trained_model, tmp_pat
     assert drawn(tmp_path) == both("cases")
 
 
-def test_a_folder_of_any_name_is_known_by_its_checkpoint(trained_model, tmp_path, figures):
+def test_a_folder_of_any_name_is_known_by_its_checkpoint(trained_model, cross_validated, tmp_path, figures):
     model = trained_model(trainer="nnUNetTrainerNeRDc")
     model = model.rename(model.with_name("upgraded"))
-    with_predictions(tmp_path, model)
+    cross_validated(model)
     assert figures(model) == 0
     assert drawn(tmp_path) == both("cases", "position_upgraded")
 
 
-def test_a_cascade_has_no_sampling_figure(trained_model, tmp_path, figures, capsys):
+def test_a_cascade_has_no_sampling_figure(trained_model, cross_validated, tmp_path, figures, capsys):
     model = trained_model(trainer="nnUNetTrainerDTC")
-    with_predictions(tmp_path, model)
+    cross_validated(model)
     plans = json.loads((model / "plans.json").read_text())
     plans["configurations"]["low"] = plans["configurations"]["test"]
     plans["configurations"]["test"] = plans["configurations"]["test"] | {"previous_stage": "low"}
