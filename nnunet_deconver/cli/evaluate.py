@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="instead of PRED: a model folder of nnU-Net, whose cross-validation (fold_*/validation) is measured "
-        "against nnUNet_preprocessed/DATASET/gt_segmentations, or GT",
+        help="a model folder of nnU-Net. Without PRED, its cross-validation (fold_*/validation) is measured against "
+        "nnUNet_preprocessed/DATASET/gt_segmentations, or GT; with PRED, it is noted as what PRED is from, for "
+        "`compare` and `figures`",
     )
     parser.add_argument(
         "--dataset-json",
@@ -139,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict:
             unit=dataset.unit,
             same_grid=args.same_grid,
         )
-        if args.model:
+        if predictions == args.model:
             cases, missing, extra = pair_folds(predictions, references, dataset.file_ending, splits)
         else:
             cases, missing, extra = pair_folders(references, predictions, dataset.file_ending)
@@ -168,14 +169,14 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path, Path | None]:
         if args.references is None or args.predictions is None:
             raise CommandError("name two folders, GT and PRED, or a trained model: --model FOLDER")
         return args.references, args.predictions, None
-    if args.predictions is not None:
-        raise CommandError(f"--model {args.model} has its own predictions; leave out {args.predictions}")
     plans = args.model / "plans.json"
     if not plans.is_file():
         raise CommandError(
             f"--model {args.model}: has no plans.json; it must be a folder such as "
             "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
         )
+    if args.predictions is not None:
+        return args.references, args.predictions, None
     from nnunet_deconver.evaluation.cases import EvaluationError, read_json
 
     try:
@@ -209,7 +210,7 @@ def find_dataset_json(args: argparse.Namespace, references: Path, predictions: P
     """
     if args.dataset_json is not None:
         return args.dataset_json
-    folders = [predictions] if args.model else [predictions, references.resolve().parent, references]
+    folders = [predictions] if predictions == args.model else [predictions, references.resolve().parent, references]
     places = [folder / "dataset.json" for folder in folders]
     for place in places:
         if place.is_file():

@@ -126,7 +126,7 @@ def find_files(evaluation, images: Path | None) -> Source:
     path = Path(dataset_json) if dataset_json else evaluate.find_dataset_json(options, references, predictions)
     plans = predictions / "plans.json"
     dataset = read_dataset(path, plans if plans.is_file() else None, references)
-    if model:
+    if predictions == model:
         cases, _, _ = pair_folds(predictions, references, dataset.file_ending, None)
     else:
         cases, _, _ = pair_folders(references, predictions, dataset.file_ending)

@@ -36,7 +36,8 @@ def draw_learned(source, cases: Sequence[str], out: Path, problems: dict[str, st
     try:
         own = [case for case in cases if case in source.files]
         case = source.files[own[len(own) // 2]] if own else None
-        fold = case.prediction.parents[1].name if case else "fold_*"
+        # Of a cross-validation, the fold that has not seen the case.
+        fold = case.prediction.parents[1].name if case and model.path in case.prediction.parents else "fold_*"
         if upsampling or head:
             network = load_network(model, find_checkpoint(model.path, fold))
             upsampling, head = axes_of(network)

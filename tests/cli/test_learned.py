@@ -112,6 +112,19 @@ def test_sampling_and_position_of_a_model_folder(trained_model, cross_validated,
     assert f">{model.name}, b<" in svg  # the median case
 
 
+def test_the_model_of_predictions_that_were_evaluated(trained_model, cross_validated, tmp_path, figures):
+    model = trained_model(trainer="nnUNetTrainerNeRDc", folds=(2,))
+    cross_validated(model)
+    references = tmp_path / "preprocessed" / "Dataset900_Test" / "gt_segmentations"
+    predictions = (model / "fold_0" / "validation").rename(tmp_path / "predictions")
+    for name in ("plans.json", "dataset.json"):  # as nnUNetv2_predict leaves them
+        (predictions / name).write_text((model / name).read_text())
+    arguments = [references, predictions, "--model", model, "-o", tmp_path / "evaluation", "-np", 1]
+    assert cli.main(["evaluate", *map(str, arguments)]) == 0
+    assert figures(tmp_path / "evaluation") == 0
+    assert drawn(tmp_path) == both("cases", "position_evaluation")
+
+
 def test_a_network_without_these_axes_has_no_such_figures(trained_model, cross_validated, tmp_path, figures, capsys):
     model = trained_model()
     (model / "fold_0" / "checkpoint_final.pth").unlink()  # which is not needed then
