@@ -326,6 +326,8 @@ def render(cases: Sequence) -> str:
 
 def report_problems(problems: Mapping[str, str]) -> int:
     """Names what could not be drawn on stderr; returns 1 if there is something, else 0."""
-    for name, problem in problems.items():
+    for name, problem in list(problems.items())[: evaluate.PROBLEMS_SHOWN]:
         print(f"not drawn: {name}: {problem}", file=sys.stderr)
+    if len(problems) > evaluate.PROBLEMS_SHOWN:
+        print(f"and {len(problems) - evaluate.PROBLEMS_SHOWN} more", file=sys.stderr)
     return 1 if problems else 0
