@@ -43,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
         help="of the cases' images; default: beside the references, what was predicted from, or in nnUNet_raw",
     )
     parser.add_argument("--class", dest="of", metavar="NAME", help="show one class or region; default: all in one")
-    parser.add_argument("--channel", type=int, default=0, metavar="N", help="of the images to show; default: 0")
+    parser.add_argument("--channel", type=int, metavar="N", help="of the images to show; default: 0, or RGB in color")
     parser.add_argument("--plane", choices=PLANES, help="of 3D images; default: that of their slices, or axial")
     parser.set_defaults(run=run)
 
@@ -196,7 +196,7 @@ def unmeasured(evaluations: Sequence) -> dict[str, str]:
 
 
 def read_cases(
-    sources: Sequence[Source], chosen: Mapping[str, str], of: str | None, channel: int, problems: dict[str, str]
+    sources: Sequence[Source], chosen: Mapping[str, str], of: str | None, channel: int | None, problems: dict[str, str]
 ) -> list:
     """Reads cases, a `panels.Case` each.
 
@@ -204,7 +204,7 @@ def read_cases(
         sources: of the models.
         chosen: case to the word before its name.
         of: class to show; None for all.
-        channel: of the images to show.
+        channel: of the images to show; None for RGB in color, the first of others.
         problems: gets what is wrong with cases.
     """
     from nnunet_deconver.evaluation.cases import CaseError
@@ -218,7 +218,9 @@ def read_cases(
     return cases
 
 
-def read_case(sources: Sequence[Source], name: str, rank: str, of: str | None, channel: int, problems: dict[str, str]):
+def read_case(
+    sources: Sequence[Source], name: str, rank: str, of: str | None, channel: int | None, problems: dict[str, str]
+):
     """Reads one case; what is wrong with a single prediction goes to `problems`.
 
     Raises:
@@ -245,7 +247,8 @@ def read_case(sources: Sequence[Source], name: str, rank: str, of: str | None, c
         raise CaseError("no model has a prediction that can be shown")
     dataset = sources[0].dataset
     image, axes = load_image(find_images(name, sources[0].images, dataset.file_ending), dataset, truth.shape)
-    color = image.shape[:2] == (3, 1)
+    color = channel is None and image.shape[:2] == (3, 1)
+    channel = channel or 0
     if not 0 <= channel < len(image):
         raise CommandError(f"--channel {channel}: the images have the channels 0 to {len(image) - 1}")
 

@@ -30,7 +30,7 @@ def draw_learned(source, cases: Sequence[str], out: Path, problems: dict[str, st
         upsampling, head = axes_of(model.build())
     except Exception as error:  # of a trainer that is not ours, any
         reason = " ".join(str(error).split())[:300]
-        print(f"{source.name}: its network cannot be built here, so nothing of it is drawn: {reason}")
+        print(f"{source.name}: its network cannot be built here, so what it learned is not drawn: {reason}")
         return []
     paths = []
     try:
@@ -44,7 +44,9 @@ def draw_learned(source, cases: Sequence[str], out: Path, problems: dict[str, st
         name = file_name(source.name)
         if head:
             paths += draw_head(model, head, source.name, out / f"{POSITION}_{name}")
-        if upsampling and case:
+        if upsampling and case is None:
+            raise CommandError("none of its cases is drawn, so there is none to show its sampling in")
+        if upsampling:
             paths += draw_upsampling(model, network, upsampling, source, case, out / f"{SAMPLING}_{name}")
     except ValueError as error:  # CommandError and CaseError are both
         problems[source.name] = str(error)

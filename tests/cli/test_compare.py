@@ -10,6 +10,8 @@ import torch
 from nnunet_deconver import cli
 from nnunet_deconver.cli.compare import axis_label
 from nnunet_deconver.cli.evaluations import name_models
+from nnunet_deconver.cli.model_folder import read_model_folder
+from nnunet_deconver.plans.cost import prediction_cost
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -111,6 +113,9 @@ def test_what_networks_cost_is_counted(trained_model, cross_validated, tmp_path,
     # A checkpoint has a network's parameters, and nnU-Net's decoder holds its encoder a second time.
     own = sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("decoder.encoder."))
     assert costs["parameters / M"]["nnUNetTrainerDeconver"] == own / 1e6
+    model = read_model_folder(models[1])
+    flops = prediction_cost(model.build, 1, (16, 16, 16)).flops
+    assert costs["kFLOPs / voxel"]["nnUNetTrainerDeconver"] == pytest.approx(flops / 16**3 / 1000)
     printed = capsys.readouterr().out
     assert printed.count("nnUNetTrainerElsewhere: its network cannot be built here, so its cost is not drawn") == 1
     svg = (tmp_path / "out" / "cost_dice.svg").read_text()

@@ -7,7 +7,9 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_deconver import cli
+from nnunet_deconver.cli.figures import choose_cases
 from nnunet_deconver.evaluation import panels
+from nnunet_deconver.evaluation.comparison import Evaluation
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 NAME = "Dataset906_Test"
@@ -142,12 +144,23 @@ def test_what_is_drawn(tmp_path, kind, drawn):
     assert drawn["classes"] == {1: "whole" if kind == "regions" else "organ", 2: "lesion"}
 
 
+@pytest.mark.parametrize(
+    ("of", "ranked"),
+    [(None, {"b": "best", "a": "median", "c": "worst"}), ("lesion", {"c": "best", "b": "median", "a": "worst"})],
+    ids=["mean over classes", "one class"],
+)
+def test_cases_are_ranked_by_what_is_shown(of, ranked):
+    dice = {"a": (0.8, 0.1), "b": (0.9, 0.2), "c": (0.1, 0.3)}
+    values = {case: {("organ", "dice"): organ, ("lesion", "dice"): lesion} for case, (organ, lesion) in dice.items()}
+    evaluation = Evaluation("m", values, {"classes": {"organ": [1], "lesion": [2]}, "problems": {}})
+    assert list(choose_cases([evaluation], list(dice), None, of).items()) == list(ranked.items())
+
+
 @pytest.mark.parametrize("kind", ["regions", "ignore label"])
 def test_one_class(tmp_path, kind, drawn):
     make(tmp_path, **KINDS[kind])
     of, members = {"regions": ("whole", (1, 2)), "ignore label": ("organ", (1,))}[kind]
     assert figures(tmp_path, "--class", of) == 0
-    # Ranked by this class.
     assert [case.title for case in drawn["cases"]] == ["best\nc", "median\nb", "worst\na"]
     case = drawn["cases"][1]
     assert drawn["classes"] == {1: of}
@@ -167,6 +180,13 @@ def test_channel_and_plane(tmp_path, drawn):
     image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "raw" / NAME / "imagesTs" / "b_0001.nii.gz")))
     np.testing.assert_array_equal(drawn["cases"][0].image, image[None])
     assert drawn["axis"] == 2
+
+
+def test_one_channel_of_a_color_image(tmp_path, drawn):
+    make(tmp_path, **KINDS["2D RGB"])
+    assert figures(tmp_path, "--channel", "2", "--cases", "b") == 0
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "raw" / NAME / "imagesTs" / "b_0000.png")))
+    np.testing.assert_array_equal(drawn["cases"][0].image, image[None, None, ..., 2])
 
 
 def test_model_folders_are_evaluated_and_images_found_in_nnunet_raw(evaluated, monkeypatch, capsys):

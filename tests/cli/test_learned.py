@@ -167,6 +167,20 @@ def test_a_folder_of_any_name_is_known_by_its_checkpoint(trained_model, cross_va
     assert drawn(tmp_path) == both("cases", "position_upgraded")
 
 
+def test_without_a_case_of_its_own_a_model_has_no_sampling_figure(
+    trained_model, cross_validated, tmp_path, figures, capsys
+):
+    models = [trained_model(), trained_model(trainer="nnUNetTrainerDTC")]
+    for model in models:
+        cross_validated(model)
+    (models[1] / "fold_0" / "validation" / "a.nii.gz").unlink()
+    assert figures(*models, "--cases", "a") == 1
+    told = capsys.readouterr().err
+    assert "not drawn: nnUNetTrainerDTC, a: no prediction" in told
+    assert "not drawn: nnUNetTrainerDTC: none of its cases is drawn" in told
+    assert drawn(tmp_path) == both("cases")
+
+
 def test_a_cascade_has_no_sampling_figure(trained_model, cross_validated, tmp_path, figures, capsys):
     model = trained_model(trainer="nnUNetTrainerDTC")
     cross_validated(model)

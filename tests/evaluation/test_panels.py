@@ -191,6 +191,18 @@ def test_rgb_is_shown_in_color_and_the_rest_in_grey():
     assert np.ptp(panels.to_rgb_picture(image, color=True), axis=-1).max() > 0.5
 
 
+@pytest.mark.parametrize(("shape", "colored"), [((3, 1, 8, 8), True), ((3, 2, 8, 8), False)], ids=["RGB", "3 channels"])
+def test_the_image_is_printed_in_color_and_what_lies_under_errors_in_grey(tmp_path, shape, colored):
+    image = np.zeros(shape)
+    image[0] = 1  # red
+    empty = np.zeros(shape[1:], int)
+    png, _ = panels.draw_panels([Case("a", image, empty, {"m": Prediction(empty, 1)})], {}, tmp_path / "a")
+    red = (imread(png)[..., :3] * 255 == (255, 0, 0)).all(axis=-1)
+    columns = np.nonzero(red)[1]
+    third = red.shape[1] / 3
+    assert (len(columns) > 0.6 * third**2 and columns.max() < 1.2 * third) if colored else not len(columns)
+
+
 def test_a_constant_image_can_be_drawn():
     assert np.isfinite(panels.to_rgb_picture(np.ones((1, 4, 4)), color=False)).all()
 
