@@ -1,6 +1,7 @@
 """Folders of evaluations, for the commands that take several models: named, read, and made where there are none."""
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,5 +93,5 @@ def evaluation_folder(folder: Path, name: str, out: Path) -> Path:
 
 
 def file_name(name: str) -> str:
-    """A model's name as a part of a file's."""
-    return name.replace("/", "_")
+    """A model's name as a part of a file's, without what shells and LaTeX stumble over."""
+    return re.sub(r"[^\w.+-]+", "_", name)

@@ -9,7 +9,7 @@ import torch
 
 from nnunet_deconver import cli
 from nnunet_deconver.cli.compare import axis_label
-from nnunet_deconver.cli.evaluations import name_models
+from nnunet_deconver.cli.evaluations import file_name, name_models
 from nnunet_deconver.cli.model_folder import read_model_folder
 from nnunet_deconver.plans.cost import prediction_cost
 
@@ -179,6 +179,10 @@ def test_model_folders_are_evaluated_and_their_training_drawn(evaluated, monkeyp
 )
 def test_names_are_as_short_as_they_can_be(folders, names):
     assert name_models([Path(folder) for folder in folders], None) == names
+
+
+def test_names_of_files_need_no_quotes():
+    assert file_name("a/b_c-1.2, Deconver+DTC (5 epochs)") == "a_b_c-1.2_Deconver+DTC_5_epochs_"
 
 
 @pytest.mark.parametrize(
