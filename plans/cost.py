@@ -95,14 +95,7 @@ def network_cost(
         build_optimizer=build_optimizer,
         groups=stage_modules,
     )
-    # As on a GPU: on a CPU the halos of slabs would count twice.
-    with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
-        network = build_network(False).eval()
-        stages = stage_modules(network)
-        with FlopCounterMode(display=False) as counter:
-            flops = {name: _FlopMeter(counter, modules) for name, modules in stages.items()}
-            updates = {name: _update_meters(counter, modules) for name, modules in stages.items()}
-            network(torch.empty(1, input_channels, *patch_size))
+    network, stages, meters, total = _count_flops(lambda: build_network(False), input_channels, patch_size)
     sizes = sizes_per_stage(patch_size, network.encoder.strides) if stages else []
     rows = [
         StageCost(
@@ -110,8 +103,8 @@ def network_cost(
             size=tuple(int(s) for s in sizes[_level(name)]) if name != HEADS else (),
             channels=network.decoder.num_classes if name == HEADS else network.encoder.output_channels[_level(name)],
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
-            flops=flops[name].flops,
-            ndc_flops=updates[name](),
+            flops=meters[name][0].flops,
+            ndc_flops=meters[name][1](),
             kept=memory.kept_by.get(name, 0),
         )
         for name, modules in stages.items()
@@ -121,10 +114,52 @@ def network_cost(
         patch_size=tuple(int(s) for s in patch_size),
         batch_size=batch_size,
         parameters=sum(p.numel() for p in network.parameters()),
-        flops=counter.get_total_flops(),
+        flops=total,
         ndc_flops=sum(row.ndc_flops for row in rows),
         memory=memory,
     )
+
+
+@dataclass(frozen=True)
+class PredictionCost:
+    """What predicting with a network costs: see `NetworkCost`, of which it is a part that is counted at once."""
+
+    parameters: int
+    flops: int
+    ndc_flops: int
+
+
+def prediction_cost(
+    build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]
+) -> PredictionCost:
+    """Counts what predicting one patch costs.
+
+    Args:
+        build_network: constructs the network, without deep supervision.
+        input_channels: of the image.
+        patch_size: voxels of the patch.
+
+    Raises:
+        ValueError: if the network rejects the patch.
+    """
+    network, _, meters, total = _count_flops(build_network, input_channels, patch_size)
+    parameters = sum(p.numel() for p in network.parameters())
+    return PredictionCost(parameters, total, sum(updates() for _, updates in meters.values()))
+
+
+def _count_flops(build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]):
+    """Sends a patch through: the network, its stages, per stage what tells FLOPs and those of updates, all FLOPs."""
+    # As on a GPU: on a CPU the halos of slabs would count twice.
+    with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
+        network = build_network().eval()
+        stages = stage_modules(network)
+        with FlopCounterMode(display=False) as counter:
+            meters = {
+                name: (_FlopMeter(counter, modules), _update_meters(counter, modules))
+                for name, modules in stages.items()
+            }
+            network(torch.empty(1, input_channels, *patch_size))
+    return network, stages, meters, counter.get_total_flops()
 
 
 HEADS = "heads"

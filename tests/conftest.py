@@ -124,7 +124,8 @@ def label_finding():
             for parameter in network.parameters():
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
             logits = network.eval()(torch.randn(shape, generator=generator))
-            network.decoder.seg_layers[-1].bias -= logits.flatten(2).mean((0, 2))
+            head = network.decoder.seg_layers[-1]
+            getattr(head, "classifier", head).bias -= logits.flatten(2).mean((0, 2))
         return network.state_dict()
 
     return vary
@@ -170,3 +171,27 @@ def trained_model(tmp_path, label_finding):
         return model
 
     return make
+
+
+@pytest.fixture
+def cross_validated(tmp_path, monkeypatch):
+    """A function that gives a model folder validation predictions, and its dataset the references and images."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+
+    def write(path, voxels):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+
+    def predict(model, rank=3):
+        rng = np.random.default_rng(0)
+        ending = json.loads((model / "dataset.json").read_text())["file_ending"]
+        for index, case in enumerate(("a", "b", "c")):
+            truth = np.zeros((20, 18, 22)[-rank:], np.uint8)
+            truth[tuple(slice(4, 9 + index) for _ in truth.shape)] = 1
+            write(tmp_path / "preprocessed" / "Dataset900_Test" / "gt_segmentations" / f"{case}{ending}", truth)
+            write(model / "fold_0" / "validation" / f"{case}{ending}", np.roll(truth, index, -1))
+            image = rng.integers(0, 255, truth.shape).astype(np.uint8)
+            write(tmp_path / "raw" / "Dataset900_Test" / "imagesTr" / f"{case}_0000{ending}", image)
+
+    return predict

@@ -14,6 +14,7 @@ from nnunet_deconver.cli import (
     demo,
     evaluate,
     export_submission,
+    figures,
     listing,
     plan,
     register,
@@ -34,6 +35,7 @@ SUBCOMMANDS = (
     upgrade_checkpoint,
     evaluate,
     compare,
+    figures,
     export_submission,
     demo,
 )

@@ -4,15 +4,17 @@ import argparse
 import csv
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from nnunet_deconver.cli import evaluate
 from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.cli.evaluations import add_arguments, name_models, read_evaluations
+from nnunet_deconver.cli.tables import table
 
-TABLE, SUMMARY, EVALUATIONS = "comparison.csv", "comparison.json", "evaluations"
+TABLE, SUMMARY = "comparison.csv", "comparison.json"
+# What is counted of a network, see `plans.cost`; FLOPs with the convolutions inside deconvolution updates.
+PARAMETERS, FLOPS = "parameters / M", "kFLOPs / voxel"
 # What is compared unless --metrics says otherwise, as far as it was measured; surface Dice at each tolerance besides.
 METRICS = ("dice", "hd95", "lesion_dice", "brats_dice", "brats_hd95")
 
@@ -26,23 +28,14 @@ def add_parser(subparsers: argparse._SubParsersAction):
         "intervals and Wilcoxon's test, corrected after Holm, in comparison.csv, comparison.json and on the terminal; "
         "figures as PNG and SVG.",
     )
-    parser.add_argument(
-        "models",
-        type=Path,
-        nargs="+",
-        metavar="FOLDER",
-        help="at least two: what `evaluate` wrote, or a model folder of nnU-Net, whose cross-validation is evaluated "
-        "first, into OUT/evaluations",
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: from their folders")
+    add_arguments(parser, "at least two")
     parser.add_argument("--metrics", nargs="+", metavar="METRIC", help="default: dice, hd95, nsd and lesion scores")
     parser.add_argument(
         "--costs",
         type=Path,
         metavar="FILE.csv",
-        help="with a column model, of the names, and a column of numbers for each kind of cost (parameters, "
-        "FLOPs/voxel): draws the first metric against them",
+        help="of models whose folder is not known, or other costs: a column model, of the names, and a column of "
+        "numbers for each kind to draw; default: parameters and FLOPs per voxel of the models' networks",
     )
     parser.set_defaults(run=run)
 
@@ -53,17 +46,17 @@ def run(args: argparse.Namespace):
         raise CommandError(f"{args.models[0]} alone cannot be compared; name at least two folders")
     names = name_models(args.models, args.names)
     from nnunet_deconver.evaluation.cases import EvaluationError
-    from nnunet_deconver.evaluation.comparison import METHODS, case_values, common_cases, compare, read_evaluation
+    from nnunet_deconver.evaluation.comparison import METHODS, case_values, common_cases, compare
     from nnunet_deconver.evaluation.figures import draw_cases, draw_cost, draw_training
 
-    costs = read_costs(args.costs, names) if args.costs else {}
+    named_costs = read_costs(args.costs, names) if args.costs else {}
     try:
-        folders = [evaluation_folder(path, name, args.out) for path, name in zip(args.models, names, strict=True)]
-        evaluations = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
+        evaluations = read_evaluations(args.models, names, args.out)
         cases, left_out = common_cases(evaluations)
         definitions = evaluations[0].summary["definitions"]
         metrics = choose_metrics(args.metrics, definitions)
         differences = compare(evaluations, cases, metrics)
+        costs = merge_costs(count_costs(evaluations, named_costs), named_costs)
         args.out.mkdir(parents=True, exist_ok=True)
         figures = []
         for metric in metrics:
@@ -76,7 +69,7 @@ def run(args: argparse.Namespace):
         runs = training_runs(evaluations)
         if runs:
             figures += draw_training(runs, args.out / "training")
-        write(args.out, differences, METHODS, evaluations, cases, left_out)
+        write(args.out, differences, METHODS, evaluations, cases, left_out, costs)
     except EvaluationError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -86,54 +79,6 @@ def run(args: argparse.Namespace):
     for name, cases_left in left_out.items():
         print(f"{name}: {len(cases_left)} cases left out, which not all models have: {', '.join(cases_left[:5])} ...")
     print(f"wrote {', '.join(str(path) for path in (args.out / TABLE, args.out / SUMMARY, *figures))}")
-
-
-def name_models(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
-    """Names for models: those given, or the shortest ends of their paths that differ.
-
-    Raises:
-        CommandError: if there are not as many distinct names as models.
-    """
-    if names is None:
-        parts = [folder.resolve().parts for folder in folders]
-        names = [folder[-1] for folder in parts]
-        for length in range(2, max(map(len, parts)) + 1):
-            counts = Counter(names)
-            names = [
-                "/".join(folder[-length:]) if counts[name] > 1 else name
-                for folder, name in zip(parts, names, strict=True)
-            ]
-        # Of nnU-Net's TRAINER__PLANS__CONFIGURATION, what all models share says nothing.
-        fields = [name.split("__") for name in names]
-        if len({len(field) for field in fields}) == 1:
-            differing = [column for column in zip(*fields, strict=True) if len(set(column)) > 1]
-            names = ["__".join(row) for row in zip(*differing, strict=True)] if differing else names
-        if len(set(names)) < len(names):
-            raise CommandError("the same folder is named twice; compare different ones")
-    if len(names) != len(folders) or len(set(names)) != len(names):
-        raise CommandError(f"--names: must be {len(folders)} different names, one per folder, got {', '.join(names)}")
-    return list(names)
-
-
-def evaluation_folder(folder: Path, name: str, out: Path) -> Path:
-    """The folder with the evaluation of a model, which is made here if there is only the model.
-
-    Raises:
-        CommandError: if the folder is neither.
-    """
-    if (folder / "metrics.csv").is_file():
-        return folder
-    if not (folder / "plans.json").is_file():
-        raise CommandError(
-            f"{folder}: is neither what `nnunet-deconver evaluate` wrote (it has no metrics.csv) nor a model folder of "
-            "nnU-Net (it has no plans.json)"
-        )
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    target = out / EVALUATIONS / name.replace("/", "_")
-    summary = evaluate.measure(parser.parse_args(["--model", str(folder), "-o", str(target)]))
-    evaluate.report_problems(summary["problems"], target)
-    return target
 
 
 def choose_metrics(wanted: Sequence[str] | None, measured: Mapping[str, dict]) -> list[str]:
@@ -182,6 +127,46 @@ def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
     return costs
 
 
+def count_costs(evaluations: Sequence, named: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Counts what the networks of models cost whose folder is known: kind of cost to model to number.
+
+    Args:
+        evaluations: of the models.
+        named: costs that the user named; models that have all of them are not counted.
+    """
+    costs = {PARAMETERS: {}, FLOPS: {}}
+    for evaluation in evaluations:
+        folder = (evaluation.summary.get("source") or {}).get("model")
+        if folder is None or (named and all(evaluation.name in of_models for of_models in named.values())):
+            continue
+        try:
+            cost, voxels = network_cost(Path(folder))
+        except Exception as error:  # of a trainer that is not ours, any
+            reason = " ".join(str(error).split())[:300]
+            print(f"{evaluation.name}: its network cannot be built here, so its cost is not drawn: {reason}")
+            continue
+        costs[PARAMETERS][evaluation.name] = cost.parameters / 1e6
+        costs[FLOPS][evaluation.name] = cost.flops / voxels / 1e3
+    return {kind: of_models for kind, of_models in costs.items() if of_models}
+
+
+def network_cost(folder: Path) -> tuple:
+    """What the network of a model folder costs, a `plans.cost.PredictionCost` for one patch, and the patch's voxels."""
+    from nnunet_deconver.cli.model_folder import read_model_folder
+    from nnunet_deconver.plans.cost import prediction_cost
+
+    model = read_model_folder(folder)
+    patch_size = model.configuration.patch_size
+    return prediction_cost(model.build, model.input_channels, patch_size), math.prod(patch_size)
+
+
+def merge_costs(
+    counted: Mapping[str, Mapping[str, float]], named: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """The costs to draw: the kinds that the user named, with what was counted of them; all that was, if none."""
+    return {kind: {**counted.get(kind, {}), **named.get(kind, {})} for kind in named or counted}
+
+
 def mean_quality(summary: Mapping, metric: str) -> tuple[float, float, float]:
     """The mean over classes of a metric, and the ends of its interval."""
     found = summary["foreground_mean"][metric]
@@ -218,7 +203,13 @@ def with_unit(metric: str, definitions: Mapping[str, dict]) -> str:
 
 
 def write(
-    out: Path, differences: Sequence, methods: Mapping[str, str], evaluations: Sequence, cases: list, left_out: dict
+    out: Path,
+    differences: Sequence,
+    methods: Mapping[str, str],
+    evaluations: Sequence,
+    cases: list,
+    left_out: dict,
+    costs: Mapping[str, Mapping[str, float]],
 ):
     """Writes the table, and as JSON the same with what it means."""
     rows = [asdict(row) for row in differences]
@@ -230,6 +221,7 @@ def write(
         "models": {evaluation.name: evaluation.summary.get("source") for evaluation in evaluations},
         "cases": cases,
         "left_out": left_out,
+        "costs": costs,
         "methods": methods,
         "settings": evaluations[0].summary["settings"],
         "definitions": evaluations[0].summary["definitions"],
@@ -240,18 +232,22 @@ def write(
 
 def render(differences: Sequence, definitions: Mapping[str, dict]) -> str:
     """The table for the terminal: a block per metric, a line per class and pair."""
-    lines = []
+    blocks = []
     for metric in dict.fromkeys(row.metric for row in differences):
         digits = 2 if definitions[metric]["unit"] else 4
-        table = [(with_unit(metric, definitions), "first", "second", "first", "second", "difference [95 %]", "p", "n")]
-        for row in (row for row in differences if row.metric == metric):
-            means = [f"{value:.{digits}f}" for value in (row.mean_first, row.mean_second)]
-            interval = f"{row.difference:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]"
-            p = "< 0.0001" if row.p_holm < 1e-4 else f"{row.p_holm:.4f}"
-            table.append((row.of, row.first, row.second, *means, interval, p, str(row.n)))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+        rows = [
+            {
+                with_unit(metric, definitions): row.of,
+                "first": row.first,
+                "second": row.second,
+                "mean of first": f"{row.mean_first:.{digits}f}",
+                "of second": f"{row.mean_second:.{digits}f}",
+                "difference [95 %]": f"{row.difference:+.{digits}f} [{row.low:+.{digits}f}, {row.high:+.{digits}f}]",
+                "p": "< 0.0001" if row.p_holm < 1e-4 else f"{row.p_holm:.4f}",
+                "n": str(row.n),
+            }
+            for row in differences
+            if row.metric == metric
         ]
-        lines.append("")
-    return "\n".join(lines).rstrip()
+        blocks.append(table(rows, left=3))
+    return "\n\n".join(blocks)

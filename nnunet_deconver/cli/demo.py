@@ -390,14 +390,6 @@ class RawData:
         image, properties = self.io.read_images(self.images("Ts", case))
         return image, self.read_labels(self.folder / "labelsTs" / f"{case}{self.ending}"), properties["spacing"]
 
-    def label_names(self) -> dict[int, str]:
-        """The names of the labels by number; with regions, that of the smallest region a label is in."""
-        regions = {name: set(_label_key(key)) for name, key in self.classes.items()}
-        return {
-            label: min((name for name in regions if label in regions[name]), key=lambda name: len(regions[name]))
-            for label in sorted(set().union(*regions.values()))
-        }
-
     def read_labels(self, path: Path):
         """Labels (z, y, x)."""
         return self.io.read_seg(str(path))[0][0].astype(int)
@@ -769,20 +761,24 @@ def draw_cases(data: RawData, predictions: Path, dice: Dice, path: Path, title: 
         path: file to write.
         title: stands on top of the picture.
     """
-    from nnunet_deconver.cli import panel
+    from nnunet_deconver.evaluation import panels
 
-    def row(rank: str, case: str) -> panel.Case:
+    def row(rank: str, case: str) -> panels.Case:
         image, truth, spacing = data.read_held_out(case)
-        prediction = data.read_labels(predictions / f"{case}{data.ending}")
-        aspect = spacing[1] / spacing[2]
-        return panel.Case(f"{rank}: {case}", image, truth, prediction, case_dice(dice, case), aspect)
+        labels = data.read_labels(predictions / f"{case}{data.ending}")
+        prediction = panels.Prediction(labels, case_dice(dice, case))
+        return panels.Case(f"{rank}: {case}", image, truth, {"prediction": prediction}, spacing)
 
-    # A case without a Dice is no worse than any: there was nothing to find, and nothing was found.
-    scores = {case: case_dice(dice, case) for case in data.cases("Ts")}
-    ranked = sorted(scores, key=lambda case: 1 if math.isnan(scores[case]) else scores[case], reverse=True)
-    ranks = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}  # of few cases, the extremes
-    rows = [row(ranks[i], ranked[i]) for i in sorted(ranks)]
-    panel.draw(rows, data.label_names(), path, ignore=data.ignore, title=title)
+    chosen = panels.best_median_worst({case: case_dice(dice, case) for case in data.cases("Ts")})
+    panels.draw_panels(
+        [row(rank, case) for case, rank in chosen.items()],
+        panels.label_names({name: _label_key(key) for name, key in data.classes.items()}),
+        path.with_suffix(""),
+        ignore=data.ignore,
+        title=title,
+        segmentations=True,
+        formats=[path.suffix[1:]],
+    )
 
 
 def _minutes(seconds: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnunet_deconver.cli.errors import CommandError
 from nnunet_deconver.cli.nnunet import require_nnunetv2
+from nnunet_deconver.cli.tables import table
 
 # As nnunet_deconver.evaluation has them, which imports numpy; a test compares.
 SURFACES = ("area", "voxels")
@@ -44,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--model",
         type=Path,
         metavar="FOLDER",
-        help="instead of PRED: a model folder of nnU-Net, whose cross-validation (fold_*/validation) is measured "
-        "against nnUNet_preprocessed/DATASET/gt_segmentations, or GT",
+        help="a model folder of nnU-Net. Without PRED, its cross-validation (fold_*/validation) is measured against "
+        "nnUNet_preprocessed/DATASET/gt_segmentations, or GT; with PRED, it is noted as what PRED is from, for "
+        "`compare` and `figures`",
     )
     parser.add_argument(
         "--dataset-json",
@@ -126,7 +128,8 @@ def measure(args: argparse.Namespace) -> dict:
         raise CommandError(f"--out {args.out}: is a file; name a folder")
     references, predictions, splits = find_folders(args)
     try:
-        dataset = read_dataset(find_dataset_json(args, references, predictions), _plans(predictions), references)
+        dataset_json = find_dataset_json(args, references, predictions)
+        dataset = read_dataset(dataset_json, _plans(predictions), references)
         settings = Settings(
             surface=args.surface,
             tolerances=tuple(args.tolerance),
@@ -137,7 +140,7 @@ def measure(args: argparse.Namespace) -> dict:
             unit=dataset.unit,
             same_grid=args.same_grid,
         )
-        if args.model:
+        if predictions == args.model:
             cases, missing, extra = pair_folds(predictions, references, dataset.file_ending, splits)
         else:
             cases, missing, extra = pair_folders(references, predictions, dataset.file_ending)
@@ -146,6 +149,7 @@ def measure(args: argparse.Namespace) -> dict:
             "references": str(references.resolve()),
             "predictions": str(predictions.resolve()),
             "model": str(args.model.resolve()) if args.model else None,
+            "dataset_json": str(dataset_json.resolve()),
         }
         return evaluate(cases, problems, dataset, settings, args.out, processes, source)
     except (EvaluationError, ValueError) as error:
@@ -165,14 +169,14 @@ def find_folders(args: argparse.Namespace) -> tuple[Path, Path, Path | None]:
         if args.references is None or args.predictions is None:
             raise CommandError("name two folders, GT and PRED, or a trained model: --model FOLDER")
         return args.references, args.predictions, None
-    if args.predictions is not None:
-        raise CommandError(f"--model {args.model} has its own predictions; leave out {args.predictions}")
     plans = args.model / "plans.json"
     if not plans.is_file():
         raise CommandError(
             f"--model {args.model}: has no plans.json; it must be a folder such as "
             "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
         )
+    if args.predictions is not None:
+        return args.references, args.predictions, None
     from nnunet_deconver.evaluation.cases import EvaluationError, read_json
 
     try:
@@ -206,7 +210,7 @@ def find_dataset_json(args: argparse.Namespace, references: Path, predictions: P
     """
     if args.dataset_json is not None:
         return args.dataset_json
-    folders = [predictions] if args.model else [predictions, references.resolve().parent, references]
+    folders = [predictions] if predictions == args.model else [predictions, references.resolve().parent, references]
     places = [folder / "dataset.json" for folder in folders]
     for place in places:
         if place.is_file():
@@ -239,32 +243,26 @@ def _number_or_word(text: str) -> float | str:
 
 
 def render(summary: dict) -> str:
-    """The table for the terminal: classes below each other, mean +- standard deviation of the main metrics.
+    """The table for the terminal: classes beside each other, mean +- standard deviation of the main metrics.
 
     Args:
         summary: from `nnunet_deconver.evaluation.runner.evaluate`.
     """
+    from nnunet_deconver.evaluation.comparison import MEAN
+
     if not summary["metrics"]:
         return "no case could be measured"
     definitions = summary["definitions"]
     surface_dice = [name for name in definitions if name.startswith("nsd_")]
     names = [name for name in (*HEADLINE, *surface_dice, *HEADLINE_LESIONS) if name in definitions]
-    headers = [
-        SHORT_NAMES.get(name, name) + (f" [{definitions[name]['unit']}]" if definitions[name]["unit"] else "")
-        for name in names
-    ]
-    rows = [
-        [name, *(_cell(of_class[metric], definitions[metric]["unit"]) for metric in names)]
-        for name, of_class in summary["metrics"].items()
-    ]
-    if len(rows) > 1:
-        rows.append(
-            ["mean", *(_number(summary["foreground_mean"][name]["mean"], definitions[name]["unit"]) for name in names)]
-        )
-    table = [["metric", *(row[0] for row in rows)]]
-    table += [[header, *(row[index] for row in rows)] for index, header in enumerate(headers, start=1)]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    rows = []
+    for name in names:
+        unit = definitions[name]["unit"]
+        row = {"metric": SHORT_NAMES.get(name, name) + (f" [{unit}]" if unit else "")}
+        row |= {of: _cell(of_class[name], unit) for of, of_class in summary["metrics"].items()}
+        if len(summary["metrics"]) > 1:
+            row[MEAN] = _number(summary["foreground_mean"][name]["mean"], unit)
+        rows.append(row)
     policies, settings = summary["policies"], summary["settings"]
     notes = [
         f"{summary['cases']} cases; mean ± standard deviation of those in which a value is defined",
@@ -275,7 +273,7 @@ def render(summary: dict) -> str:
         f"{name}: {', '.join(f'{note} in {count}' for note, count in counts.items())}"
         for name, counts in summary["empty"].items()
     ]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([table(rows), "", *notes])
 
 
 def _cell(statistics: dict, unit: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -263,6 +264,92 @@ def load_case(case: Case, dataset: Dataset, same_grid: bool) -> tuple[np.ndarray
         # nnU-Net's readers give images of two axes a third one; and a single slice has no extent to measure along it.
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
     return reference, prediction, spacing
+
+
+@dataclass(frozen=True)
+class PatientAxes:
+    """Which axis of an array runs along which of a patient's, so that slices can be shown as radiologists see them.
+
+    Attributes:
+        order: the axes that run between head and feet, front and back, right and left.
+        flipped: of these, whether they run from feet to head, back to front, left to right.
+    """
+
+    order: tuple[int, int, int] = (0, 1, 2)
+    flipped: tuple[bool, bool, bool] = (False, False, False)
+
+    @classmethod
+    def of(cls, properties: dict) -> "PatientAxes":
+        """Those of a file; as they are, where it does not say.
+
+        Args:
+            properties: from nnU-Net's reader.
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        geometry = _geometry(properties)
+        if "affine" not in geometry and len(geometry.get("origin", ())) != 3:
+            return cls()
+        along = _voxels_to_world(properties)[:, :3]
+        along = along / np.linalg.norm(along, axis=0)
+        world, axes = linear_sum_assignment(-np.abs(along))
+        found = dict(zip(world.tolist(), axes.tolist(), strict=True))
+        # SimpleITK's x and y run to the left and to the back, nibabel's to the right and to the front; z to the head.
+        wanted = {0: 1, 1: 1, 2: -1} if "origin" in geometry else {0: -1, 1: -1, 2: -1}
+        order = tuple(found[axis] for axis in (2, 1, 0))
+        flipped = tuple(bool(along[axis, found[axis]] * wanted[axis] < 0) for axis in (2, 1, 0))
+        return cls(order, flipped)
+
+    def turn(self, voxels: np.ndarray) -> np.ndarray:
+        """Turns (..., z, y, x) such that its last axes run from head to feet, front to back, right to left."""
+        leading = voxels.ndim - 3
+        turned = voxels.transpose(*range(leading), *(leading + axis for axis in self.order))
+        return np.flip(turned, [leading + axis for axis, flip in enumerate(self.flipped) if flip])
+
+    def turn_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
+        """The sizes of a voxel along the axes after `turn`."""
+        return tuple(float(spacing[axis]) for axis in self.order)
+
+
+def find_images(name: str, folders: Sequence[Path], ending: str) -> list[Path]:
+    """The files of a case's channels, NAME_0000ENDING, NAME_0001ENDING and so on, in the first folder that has any.
+
+    Raises:
+        CaseError: if none has.
+    """
+    for folder in folders:
+        files = _files(folder, ending).values() if folder.is_dir() else ()
+        channels = [path for path in files if re.fullmatch(re.escape(name) + r"_\d{4}", path.name.removesuffix(ending))]
+        if channels:
+            return channels
+    looked = ", ".join(map(str, folders)) or "no folder: none is known"
+    raise CaseError(f"no image {name}_0000{ending}: looked in {looked}; name the folder: --images FOLDER")
+
+
+def load_image(files: Sequence[Path], dataset: Dataset, shape: Sequence[int]) -> tuple[np.ndarray, PatientAxes]:
+    """Reads the image of a case.
+
+    Args:
+        files: of its channels.
+        dataset: whose reader to use.
+        shape: of the reference, two or three axes.
+
+    Returns:
+        Image (channels, z, y, x) in float32, and how its axes lie in the patient.
+
+    Raises:
+        CaseError: if a file cannot be read, or does not have the reference's shape.
+    """
+    try:
+        with redirect_stdout(io.StringIO()):
+            image, properties = dataset.reader().read_images([str(path) for path in files])
+    except Exception as error:  # each library raises its own
+        reason = " ".join(str(error).split())
+        raise CaseError(f"image {files[0]} cannot be read ({type(error).__name__}: {reason[-200:]})") from error
+    expected = (1,) * (3 - len(shape)) + tuple(shape)
+    if image.shape[1:] != expected:
+        raise CaseError(f"shapes differ: reference {expected}, image {files[0]} {image.shape[1:]}")
+    return image.astype(np.float32), PatientAxes.of(properties)
 
 
 def _read(path: Path, role: str, dataset: Dataset) -> tuple[np.ndarray, dict]:

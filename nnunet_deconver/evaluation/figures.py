@@ -3,6 +3,7 @@
 One column of a paper is 3.5 inches wide; nothing here is set smaller than 7 points at that width.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -32,7 +33,7 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable) -> Callable:
+def styled(draw: Callable) -> Callable:
     """Lets a function draw in `STYLE`, which matplotlib looks up while it draws."""
 
     @wraps(draw)
@@ -45,7 +46,7 @@ def _styled(draw: Callable) -> Callable:
     return styled
 
 
-@_styled
+@styled
 def draw_cases(values: Mapping[str, Mapping[str, np.ndarray]], label: str, path: Path) -> list[Path]:
     """Draws a metric case by case: a panel per class, a row per model, a dot per case under a box of quartiles.
 
@@ -92,10 +93,10 @@ def draw_cases(values: Mapping[str, Mapping[str, np.ndarray]], label: str, path:
         for row, model in enumerate(models)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, title="from top to bottom")
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@_styled
+@styled
 def draw_cost(
     quality: Mapping[str, tuple[float, float, float]],
     costs: Mapping[str, Mapping[str, float]],
@@ -142,10 +143,10 @@ def draw_cost(
         name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=1, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-@_styled
+@styled
 def draw_training(runs: Mapping[str, Sequence[Curves]], path: Path) -> list[Path]:
     """Draws training loss, validation loss and pseudo Dice of several models in one figure.
 
@@ -182,7 +183,7 @@ def draw_training(runs: Mapping[str, Sequence[Curves]], path: Path) -> list[Path
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels(panels)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=1, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _draw_box(panel, values: np.ndarray, row: int):
@@ -205,8 +206,23 @@ def _figure(width: float, height: float):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure, path: Path) -> list[Path]:
-    paths = [path.with_name(f"{path.name}.{ending}") for ending in FORMATS]
-    for each in paths:
-        figure.savefig(each, dpi=300)
+def save(figure, path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Writes a figure, each file whole or not at all.
+
+    Args:
+        figure: of matplotlib.
+        path: without ending.
+        formats: endings.
+
+    Returns:
+        The files written.
+    """
+    paths = [path.with_name(f"{path.name}.{ending}") for ending in formats]
+    for each, ending in zip(paths, formats, strict=True):
+        unfinished = each.with_name(f"{each.name}.unfinished")
+        try:
+            figure.savefig(unfinished, format=ending, dpi=300)
+            os.replace(unfinished, each)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return paths

@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli.compare import axis_label, name_models
+from nnunet_deconver.cli.compare import axis_label
+from nnunet_deconver.cli.evaluations import file_name, name_models
+from nnunet_deconver.cli.model_folder import read_model_folder
+from nnunet_deconver.plans.cost import prediction_cost
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -92,6 +96,42 @@ def test_metrics_names_and_costs(evaluated):
     assert {path.stem for path in (evaluated / "out").glob("*.png")} == {"cases_assd", "cost_assd"}
 
 
+def test_what_networks_cost_is_counted(trained_model, cross_validated, tmp_path, capsys):
+    names = ("nnUNetTrainer", "nnUNetTrainerDeconver", "nnUNetTrainerDTC")
+    models = [trained_model(trainer=name) for name in names]
+    for model in models:
+        cross_validated(model)
+    weights = torch.load(models[1] / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    foreign = models[2].rename(models[2].with_name("nnUNetTrainerElsewhere__testPlans__test"))
+    models[2] = foreign
+    assert compare(tmp_path, *models, "--metrics", "dice") == 0
+    costs = json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]
+    assert {kind: list(of_models) for kind, of_models in costs.items()} == {
+        "parameters / M": ["nnUNetTrainer", "nnUNetTrainerDeconver"],
+        "kFLOPs / voxel": ["nnUNetTrainer", "nnUNetTrainerDeconver"],
+    }
+    # A checkpoint has a network's parameters, and nnU-Net's decoder holds its encoder a second time.
+    own = sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("decoder.encoder."))
+    assert costs["parameters / M"]["nnUNetTrainerDeconver"] == own / 1e6
+    model = read_model_folder(models[1])
+    flops = prediction_cost(model.build, 1, (16, 16, 16)).flops
+    assert costs["kFLOPs / voxel"]["nnUNetTrainerDeconver"] == pytest.approx(flops / 16**3 / 1000)
+    printed = capsys.readouterr().out
+    assert printed.count("nnUNetTrainerElsewhere: its network cannot be built here, so its cost is not drawn") == 1
+    svg = (tmp_path / "out" / "cost_dice.svg").read_text()
+    assert all(f">{text}<" in svg for text in ("parameters / M", "kFLOPs / voxel", "nnUNetTrainerDeconver"))
+    assert ">nnUNetTrainerElsewhere<" not in svg
+    # Named costs count; what they leave out of a kind is counted.
+    file = tmp_path / "costs.csv"
+    file.write_text("model,parameters / M\nnnUNetTrainerElsewhere,7\nnnUNetTrainer,8\n")
+    assert compare(tmp_path, *models, "--metrics", "dice", "--costs", file) == 0
+    named = json.loads((tmp_path / "out" / "comparison.json").read_text())["costs"]
+    counted = costs["parameters / M"]["nnUNetTrainerDeconver"]
+    assert named == {
+        "parameters / M": {"nnUNetTrainer": 8, "nnUNetTrainerDeconver": counted, "nnUNetTrainerElsewhere": 7}
+    }
+
+
 def test_cases_that_not_all_have_are_told(evaluated, capsys):
     (evaluated / "good" / "c.nii.gz").unlink()
     assert evaluate(evaluated, "good", "--chill") == 0
@@ -139,6 +179,10 @@ def test_model_folders_are_evaluated_and_their_training_drawn(evaluated, monkeyp
 )
 def test_names_are_as_short_as_they_can_be(folders, names):
     assert name_models([Path(folder) for folder in folders], None) == names
+
+
+def test_names_of_files_need_no_quotes():
+    assert file_name("a/b_c-1.2, Deconver+DTC (5 epochs)") == "a_b_c-1.2_Deconver+DTC_5_epochs_"
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,6 @@ def test_regions_and_ignore_label(tmp_path):
     demo.read_dataset(folder).link(tmp_path / "out" / folder.name)
     data = demo.RawData(tmp_path / "out" / folder.name)
     assert data.classes == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": 3}
-    assert data.label_names() == {1: "whole", 2: "core", 3: "enhancing"}
     assert data.ignore == 4
 
 
@@ -568,13 +567,13 @@ def test_interval_dice_is_the_best_of_all():
     ids=["1 case", "2 cases", "3 cases", "nothing to find", "5 cases"],
 )
 def test_best_median_and_worst_case_are_drawn(scores, titles, tmp_path, monkeypatch):
-    from nnunet_deconver.cli import panel
+    from nnunet_deconver.evaluation import panels
 
     truths = [np.ones((2, 3, 4), int) for _ in scores]
     data = raw_data(tmp_path / "Dataset001_A", [(t,) for t in truths], truths)
     dice = {"organ": {f"c{number}": score for number, score in enumerate(scores)}}
     drawn = []
-    monkeypatch.setattr(panel, "draw", lambda cases, *_, **__: drawn.extend(cases))
+    monkeypatch.setattr(panels, "draw_panels", lambda cases, *_, **__: drawn.extend(cases))
     demo.draw_cases(data, tmp_path / "Dataset001_A" / "labelsTs", dice, tmp_path / "demo.png", "")
     assert [case.title for case in drawn] == titles
 

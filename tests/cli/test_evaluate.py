@@ -62,7 +62,7 @@ def test_the_table_of_two_folders(folders, capsys):
     assert run(folders, "--lesions", "--brats", "MET", "--tolerance", "0.5", "1") == 0
     printed = capsys.readouterr().out
     table = {line.split("  ")[0]: line for line in printed.splitlines()}
-    assert table["metric"].split() == ["metric", "organ", "lesion", "mean"]
+    assert table["metric"].split() == ["metric", "organ", "lesion", "mean", "over", "classes"]
     assert table["hd95 [mm]"].split() == ["hd95", "[mm]", "1.00", "±", "0.00", "1.00", "±", "0.00", "1.00"]
     assert table["nsd_1mm"].split()[1] == "1.0000"
     assert {"dice", "nsd_0.5mm", "lesion_tpr", "brats_hd95 [mm]"} <= table.keys()
@@ -166,6 +166,15 @@ def test_cross_validation_of_a_model(folders, model, capsys):
     assert summary(folders)["cases"] == 3
 
 
+def test_the_model_of_predictions_is_noted(folders, model):
+    (folders / "pred" / "dataset.json").write_text(json.dumps(DATASET))
+    assert run(folders, "--model", str(model), references=f"preprocessed/{NAME}/gt_segmentations") == 0
+    source = summary(folders)["source"]
+    assert (source["predictions"], source["model"]) == (str(folders / "pred"), str(model))
+    assert source["dataset_json"] == str(folders / "pred" / "dataset.json")
+    assert summary(folders)["cases"] == 3
+
+
 def test_references_of_a_model_may_be_named(folders, model, monkeypatch):
     monkeypatch.delenv("nnUNet_preprocessed")
     references = f"preprocessed/{NAME}/gt_segmentations"
@@ -185,7 +194,7 @@ def test_references_of_a_model_may_be_named(folders, model, monkeypatch):
         (["{0}/raw/labelsTr", "{0}/pred", "-np", "0"], "-np 0: must be at least 1"),
         (["{0}/raw/labelsTr", "{0}/pred", "--dataset-json", "{0}/no.json"], "{0}/no.json: cannot be read"),
         (["{0}/pred", "{0}/pred"], "no dataset.json, which says what the labels are: looked for {0}/pred/dataset.json"),
-        (["{0}/raw/labelsTr", "{0}/pred", "--model", "{0}/raw"], "has its own predictions; leave out {0}/pred"),
+        (["{0}/raw/labelsTr", "{0}/pred", "--model", "{0}/raw"], "--model {0}/raw: has no plans.json"),
         (["--model", "{0}/raw"], "--model {0}/raw: has no plans.json"),
         (["{0}/raw/labelsTr", "{0}/pred", "-o", "{0}/raw/dataset.json"], "dataset.json: is a file; name a folder"),
     ],

@@ -34,6 +34,7 @@ def test_help_names_every_subcommand(capsys):
         "list",
         "evaluate",
         "compare",
+        "figures",
         "export-submission",
         "demo",
     } <= listed
@@ -48,6 +49,7 @@ def test_every_subcommand_explains_itself(capsys):
         "list",
         "evaluate",
         "compare",
+        "figures",
         "export-submission",
         "demo",
     ]:

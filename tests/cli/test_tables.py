@@ -12,3 +12,13 @@ def test_columns_are_aligned():
         "a            1                  x",
         "longer   1,000",
     ]
+
+
+def test_the_first_columns_can_all_stand_to_the_left():
+    rows = [{"class": "organ", "model": "a", "n": "1"}, {"class": "all", "model": "longer", "n": "20"}]
+    assert table(rows, left=2).splitlines() == [
+        "class  model    n",
+        "-----  ------  --",
+        "organ  a        1",
+        "all    longer  20",
+    ]

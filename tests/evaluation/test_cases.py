@@ -12,8 +12,11 @@ from skimage import io
 from nnunet_deconver.evaluation.cases import (
     Case,
     CaseError,
+    Dataset,
     EvaluationError,
+    find_images,
     load_case,
+    load_image,
     pair_folders,
     pair_folds,
     read_dataset,
@@ -264,3 +267,44 @@ def test_a_model_without_cross_validation_is_refused(tmp_path):
     arguments = model_folder(tmp_path, fold_all="ab")
     with pytest.raises(EvaluationError, match="fold_all does not count, it was trained on all cases"):
         pair_folds(*arguments, None)
+
+
+# Images beside the segmentations
+
+
+def test_the_channels_of_a_case_and_of_no_other_are_found(tmp_path):
+    for name in ("a_0000", "a_0001", "a_0001_0000", "ab_0000", "a_00000", "a"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    found = find_images("a", [tmp_path / "no folder", tmp_path], ".nii.gz")
+    assert [path.name for path in found] == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    with pytest.raises(CaseError, match=r"no image c_0000.nii.gz: looked in .*; name the folder: --images FOLDER"):
+        find_images("c", [tmp_path], ".nii.gz")
+
+
+# The same head, as files hold it: x, y, z of the array run to the left, back and head in "LPS".
+@pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PIR", "SRA"])
+def test_slices_are_turned_as_radiologists_see_them(tmp_path, axes, reader):
+    # z, y, x from head to feet, front to back, right to left
+    expected = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+    image = sitk.GetImageFromArray(expected)
+    image.SetSpacing((1.0, 2.0, 3.0))
+    image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+    sitk.WriteImage(sitk.DICOMOrient(image, axes), str(tmp_path / "a_0000.nii.gz"))
+    dataset = Dataset({}, (), None, ".nii.gz", reader, "mm")
+    voxels, properties = dataset.reader().read_images([str(tmp_path / "a_0000.nii.gz")])
+    loaded, turning = load_image([tmp_path / "a_0000.nii.gz"], dataset, voxels.shape[1:])
+    np.testing.assert_array_equal(turning.turn(loaded), expected[None])
+    np.testing.assert_allclose(turning.turn_spacing(properties["spacing"]), (3, 2, 1))
+
+
+def test_images_without_axes_of_a_patient_stay_as_they_are(tmp_path):
+    io.imsave(tmp_path / "a_0000.png", np.arange(12, dtype=np.uint8).reshape(3, 4), check_contrast=False)
+    dataset = Dataset({}, (), None, ".png", NaturalImage2DIO, "px")
+    loaded, turning = load_image([tmp_path / "a_0000.png"], dataset, (3, 4))
+    np.testing.assert_array_equal(turning.turn(loaded)[0, 0], np.arange(12).reshape(3, 4))
+    with pytest.raises(CaseError, match=r"shapes differ: reference \(1, 4, 3\), image .*a_0000.png \(1, 3, 4\)"):
+        load_image([tmp_path / "a_0000.png"], dataset, (4, 3))
+    (tmp_path / "b_0000.png").write_bytes(b"no image")
+    with pytest.raises(CaseError, match=r"image .*b_0000.png cannot be read"):
+        load_image([tmp_path / "b_0000.png"], dataset, (4, 3))

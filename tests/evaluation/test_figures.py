@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from nnunet_deconver.evaluation.figures import COLUMN, draw_cases, draw_cost, draw_training
+from nnunet_deconver.evaluation.figures import COLUMN, draw_cases, draw_cost, draw_training, save
 from nnunet_deconver.evaluation.training import Curves
 
 MODELS = ("nnUNetTrainer", "nnUNetTrainerDeconver_lr1e3_5epochs")
@@ -47,3 +47,15 @@ def test_training(tmp_path, epochs):
         MODELS[1]: [Curves(*rng.random((3, epochs + fold))) for fold in range(3)],
     }
     check(draw_training(runs, tmp_path / "training"), COLUMN, "training loss", "epoch", *MODELS)
+
+
+def test_a_figure_that_cannot_be_finished_leaves_no_part_of_itself(tmp_path):
+    class Figure:
+        def savefig(self, path, **_):
+            path.write_bytes(b"half")
+            raise OSError("no space left")
+
+    (tmp_path / "a.png").write_bytes(b"an earlier one")
+    with pytest.raises(OSError, match="no space left"):
+        save(Figure(), tmp_path / "a")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"an earlier one")]

@@ -6,7 +6,7 @@ from torch import nn
 
 from nnunet_deconver.networks import Deconver
 from nnunet_deconver.networks.plans import build_network
-from nnunet_deconver.plans.cost import network_cost, stage_modules
+from nnunet_deconver.plans.cost import network_cost, prediction_cost, stage_modules
 
 
 def cost_of(entry, patch_size, inputs=1, classes=3, batch_size=2):
@@ -58,6 +58,8 @@ def test_the_published_table(configuration, kernel, options, parameters, without
 def test_rows_sum_to_totals(architecture, backbone, anisotropic, axes):
     entry = architecture(backbone, 3, anisotropic=anisotropic, **axes)
     cost = cost_of(entry, (8, 16, 32))
+    alone = prediction_cost(lambda: build_network(entry, 1, 3, deep_supervision=False), 1, (8, 16, 32))
+    assert (alone.parameters, alone.flops, alone.ndc_flops) == (cost.parameters, cost.flops, cost.ndc_flops)
     names = ["encoder 0", "encoder 1", "encoder 2", "decoder 1", "decoder 0", "heads"]
     assert [row.name for row in cost.stages] == names
     half = 8 if anisotropic else 4
