@@ -55,6 +55,7 @@ def _libraries() -> dict[int, ctypes.CDLL]:
     """The kernels that this processor can run, by the channels that they compute at once, most first."""
     found = {}
     for lanes, name in _instructions().items():
+        # They find OpenMP's threads there already: PyTorch's, as long as it names its OpenMP as the system's is named.
         try:
             library = ctypes.CDLL(str(Path(__file__).with_name(f"cpu_kernels_{name}.so")))
         except OSError:
