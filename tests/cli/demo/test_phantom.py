@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_deconver.cli import demo, phantom
+from nnunet_deconver.cli import demo
+from nnunet_deconver.cli.demo import phantom
 
 
 @pytest.fixture(scope="module")

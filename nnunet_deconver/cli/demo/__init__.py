@@ -103,7 +103,7 @@ def run(args: argparse.Namespace):
     if dataset:
         dataset.link(raw)
     else:
-        from nnunet_deconver.cli import phantom
+        from nnunet_deconver.cli.demo import phantom
 
         phantom.write_dataset(raw, training=PHANTOM_TRAINING, held_out=PHANTOM_HELD_OUT)
     data = RawData(raw)
