@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_deconver.cli import demo, phantom
+from nnunet_deconver.cli import demo
+from nnunet_deconver.cli.demo import phantom
+from nnunet_deconver.cli.demo.dataset import RawData
+from nnunet_deconver.cli.demo.dice import best_threshold_dice, mean_dice
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +87,8 @@ def test_the_organs_overlap_in_intensity():
 
 
 def test_thresholds_cannot_solve_it(folder):
-    dice = demo.best_threshold_dice(demo.RawData(folder))
-    means = {name: demo.mean_dice(cases.values()) for name, cases in dice.items()}
+    dice = best_threshold_dice(RawData(folder))
+    means = {name: mean_dice(cases.values()) for name, cases in dice.items()}
     assert list(means) == ["large organ", "small organs", "lesion"]
     assert max(means.values()) < 0.6
-    assert demo.mean_dice(means.values()) < 0.3
+    assert mean_dice(means.values()) < 0.3
