@@ -149,7 +149,7 @@ def prediction_cost(
 
 def _count_flops(build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]):
     """Sends a patch through: the network, its stages, per stage what tells FLOPs and those of updates, all FLOPs."""
-    # As on a GPU: on a CPU the halos of slabs would count twice.
+    # As on a GPU, where every layer is called and every operation has a count.
     with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
         network = build_network().eval()
         stages = stage_modules(network)
