@@ -312,21 +312,26 @@ def thread_failures_raised() -> Iterator[None]:
     nnU-Net copies patches to the GPU in a thread and waits for them without a limit: when that thread runs out of
     memory, prediction would never end.
     """
-    failures = []
+    failures, lock = [], threading.Lock()
 
     def interrupt(failure):
-        failures.append(failure.exc_value)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        with lock:
+            if threading.excepthook is interrupt:
+                failures.append(failure.exc_value)
+                # Not SIGINT, which background jobs of a shell ignore.
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
-    before, threading.excepthook = threading.excepthook, interrupt
+    def raise_failure(*_):
+        raise failures[-1]
+
+    handler, hook = signal.signal(signal.SIGUSR1, raise_failure), threading.excepthook
+    threading.excepthook = interrupt
     try:
         yield
-    except KeyboardInterrupt:
-        if failures:
-            raise failures.pop() from None
-        raise
     finally:
-        threading.excepthook = before
+        with lock:
+            threading.excepthook = hook
+        signal.signal(signal.SIGUSR1, handler)
 
 
 def write(labels: sitk.Image, reference: sitk.Image, path: Path):

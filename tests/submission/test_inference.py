@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import threading
 
 import numpy as np
@@ -336,8 +337,17 @@ def test_continues_on_the_cpu_when_the_gpu_runs_out_of_memory(trained_model, sub
     np.testing.assert_array_equal(read(tmp_path / "output" / "a.mha"), labels)
 
 
+@pytest.fixture(params=["foreground", "background"])
+def job(request):
+    """As a shell starts it: jobs in the background ignore interrupts."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler if request.param == "foreground" else signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_thread_that_runs_out_of_memory_does_not_stop_prediction_forever(
-    trained_model, submission, run, tmp_path, monkeypatch
+    trained_model, submission, run, tmp_path, monkeypatch, job
 ):
     """nnU-Net's thread that copies patches dies; its main thread would wait for the next patch."""
     model = trained_model()
