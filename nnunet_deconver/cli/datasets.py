@@ -42,6 +42,11 @@ def dataset_name(number_or_name: str) -> str:
     return name
 
 
+def label_key(value) -> tuple[int, ...]:
+    """A label, or the labels of a region, alike for the numbers, lists and tuples that nnU-Net has for them."""
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+
+
 def _said(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:300] or type(error).__name__

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from nnunet_deconver.cli.datasets import label_key
 from nnunet_deconver.cli.errors import CommandError
 from nnunet_deconver.cli.evaluations import file_name
-from nnunet_deconver.cli.model_folder import ModelFolder, find_checkpoint, load_network, read_model_folder
+from nnunet_deconver.cli.model_folder import ModelFolder, find_checkpoint, load_weights, read_model_folder
 
 SAMPLING, POSITION = "sampling", "position"
 CLASSES_SHOWN = 6
@@ -27,11 +28,12 @@ def draw_learned(source, cases: Sequence[str], out: Path, problems: dict[str, st
         return []
     try:
         model = read_model_folder(source.model)
-        upsampling, head = axes_of(model.build())
+        network = model.build().eval()
     except Exception as error:  # of a trainer that is not ours, any
         reason = " ".join(str(error).split())[:300]
         print(f"{source.name}: its network cannot be built here, so what it learned is not drawn: {reason}")
         return []
+    upsampling, head = axes_of(network)
     paths = []
     try:
         own = [case for case in cases if case in source.files]
@@ -39,8 +41,7 @@ def draw_learned(source, cases: Sequence[str], out: Path, problems: dict[str, st
         # Of a cross-validation, the fold that has not seen the case.
         fold = case.prediction.parents[1].name if case and model.path in case.prediction.parents else "fold_*"
         if upsampling or head:
-            network = load_network(model, find_checkpoint(model.path, fold))
-            upsampling, head = axes_of(network)
+            load_weights(network, find_checkpoint(model.path, fold))
         name = file_name(source.name)
         if head:
             paths += draw_head(model, head, source.name, out / f"{POSITION}_{name}")
@@ -179,8 +180,10 @@ def draw_head(model: ModelFolder, head, name: str, path: Path) -> list[Path]:
     from nnunet_deconver.evaluation.learned import draw_position
 
     labels = model.plans.get_label_manager(model.dataset)
-    names = {_key(value): name for name, value in model.dataset["labels"].items()}
-    classes = [names[_key(key)] for key in (labels.foreground_regions if model.regions else labels.foreground_labels)]
+    names = {label_key(value): name for name, value in model.dataset["labels"].items()}
+    classes = [
+        names[label_key(key)] for key in (labels.foreground_regions if model.regions else labels.foreground_labels)
+    ]
     constants, weights = position_maps(head, model.configuration.patch_size, softmax=not model.regions)
     # The classes for which the position counts most.
     counts = sorted(range(len(classes)), key=lambda i: -max(float(plane[i].std()) for plane in constants))
@@ -194,10 +197,6 @@ def draw_head(model: ModelFolder, head, name: str, path: Path) -> list[Path]:
         spacing=spacing,
         title=f"{name}, {type(head).__name__}",
     )
-
-
-def _key(value) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
 
 
 def position_maps(head, patch_size: Sequence[int], softmax: bool) -> tuple[list, list]:

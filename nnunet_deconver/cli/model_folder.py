@@ -97,18 +97,16 @@ def find_checkpoint(path: Path, fold: str = "fold_*") -> Path:
     raise CommandError(f"{path / fold}: has no checkpoint ({', '.join(CHECKPOINTS)})")
 
 
-def load_network(model: ModelFolder, checkpoint: Path):
-    """The network with a checkpoint's weights, in evaluation mode, on the CPU.
+def load_weights(network, checkpoint: Path):
+    """Gives a network a checkpoint's weights.
 
     Raises:
         CommandError: if the checkpoint cannot be read, or is not this network's.
     """
     from nnunet_deconver.cli.upgrade_checkpoint import read_checkpoint
 
-    network = model.build()
     try:
         network.load_state_dict(read_checkpoint(checkpoint)["network_weights"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CommandError(f"{checkpoint}: its weights are not those of {type(network).__name__}: {reason}") from error
-    return network.eval()

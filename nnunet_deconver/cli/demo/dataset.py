@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_deconver.cli.datasets import label_key
 from nnunet_deconver.cli.errors import CommandError
 
 FEWEST_CASES = 5
@@ -203,8 +204,3 @@ def _label_manager(description: dict):
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     return LabelManager(description["labels"], description.get("regions_class_order"))
-
-
-def label_key(value) -> tuple[int, ...]:
-    """A label, or the labels of a region, alike for the numbers, lists and tuples that nnU-Net has for them."""
-    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)

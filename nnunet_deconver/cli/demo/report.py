@@ -3,7 +3,8 @@
 import csv
 from pathlib import Path
 
-from nnunet_deconver.cli.demo.dataset import RawData, label_key
+from nnunet_deconver.cli.datasets import label_key
+from nnunet_deconver.cli.demo.dataset import RawData
 from nnunet_deconver.cli.demo.dice import Dice, case_dice, mean_dice
 
 
