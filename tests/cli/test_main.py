@@ -6,6 +6,22 @@ import pytest
 from nnunet_deconver import __version__, cli
 from nnunet_deconver.cli.errors import CommandError
 
+SUBCOMMANDS = (
+    "register",
+    "unregister",
+    "status",
+    "trainer-path",
+    "list",
+    "plan",
+    "summary",
+    "upgrade-checkpoint",
+    "evaluate",
+    "compare",
+    "figures",
+    "export-submission",
+    "demo",
+)
+
 
 def test_version(capsys):
     with pytest.raises(SystemExit) as exit_:
@@ -26,33 +42,11 @@ def test_help_names_every_subcommand(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")}
-    assert {
-        "register",
-        "unregister",
-        "status",
-        "trainer-path",
-        "list",
-        "evaluate",
-        "compare",
-        "figures",
-        "export-submission",
-        "demo",
-    } <= listed
+    assert set(SUBCOMMANDS) <= listed
 
 
 def test_every_subcommand_explains_itself(capsys):
-    for subcommand in [
-        "register",
-        "unregister",
-        "status",
-        "trainer-path",
-        "list",
-        "evaluate",
-        "compare",
-        "figures",
-        "export-submission",
-        "demo",
-    ]:
+    for subcommand in SUBCOMMANDS:
         with pytest.raises(SystemExit) as exit_:
             cli.main([subcommand, "--help"])
         assert exit_.value.code == 0
