@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, with_axes
+from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
 from nnunet_deconver.trainers.schedule import warmup_cosine
 
 pytestmark = pytest.mark.slow
@@ -135,7 +136,8 @@ def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnu
         out = tmp_path / name
         arguments = [901, "nnUNetTrainer_1epoch", out, "--save_probabilities"]
         assert nnunet.predict(*arguments, plans="deconverPlans", **capability).shape == (20, 20, 20)
-        assert ("slower plain path" in nnunet.output) == (name == "plain")
+        if "avx2" in compiled_kernels():
+            assert ("slower plain path" in nnunet.output) == (name == "plain")
         with np.load(out / "case_5.npz") as saved:
             probabilities.append(saved["probabilities"].astype(np.float32))
     assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-3
