@@ -36,8 +36,7 @@ def assume_device(type: str) -> Iterator[None]:
 def fast_layout(x: Tensor) -> Tensor:
     """Lays (B, C, *S) out so that the channels of a voxel lie side by side, on a CPU; leaves it as it is elsewhere.
 
-    On a CPU, PyTorch's convolutions of such tensors are up to several times faster, and pointwise layers are matrix
-    products.
+    PyTorch's convolutions of such tensors are faster there, and the voxels of pointwise layers are rows as they lie.
     """
     if device_type(x) != "cpu" or x.ndim not in (4, 5):
         return x
