@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution, deconver_block
 from nnunet_deconver.networks.plans import DECONVER, build_network, plain_architecture
-from nnunet_deconver.ops.nonnegative_deconvolution import backends
 from nnunet_deconver.plans.memory import GIB, adamw, sgd, training_memory
 from nnunet_deconver.plans.presets import load_preset
 
@@ -55,16 +54,29 @@ GROWTH = {
 
 
 @contextlib.contextmanager
-def plain_formulation():
-    """The equations as PyTorch's grouped convolutions, on whole images, with everything kept."""
-    preferred, chunks, checkpointed = backends.PREFERRED, deconver_block.in_chunks, deconver_block.checkpointed
-    backends.PREFERRED = {}
+def plain_formulation(module: nn.Module):
+    """The equations in a module as PyTorch's grouped convolutions, on whole images, with everything kept."""
+    layers = [layer for layer in module.modules() if isinstance(layer, NonnegativeDeconvolution)]
+    for layer in layers:
+        layer.backend = "plain"
+    try:
+        with everything_kept():
+            yield
+    finally:
+        for layer in layers:
+            layer.backend = None
+
+
+@contextlib.contextmanager
+def everything_kept():
+    """Blocks on whole images that make nothing again in the backward pass."""
+    chunks, checkpointed = deconver_block.in_chunks, deconver_block.checkpointed
     deconver_block.in_chunks = lambda function, x, *_, **__: function(x)
     deconver_block.checkpointed = lambda function, x: function(x)
     try:
         yield
     finally:
-        backends.PREFERRED, deconver_block.in_chunks, deconver_block.checkpointed = preferred, chunks, checkpointed
+        deconver_block.in_chunks, deconver_block.checkpointed = chunks, checkpointed
 
 
 def autocast():
@@ -98,19 +110,19 @@ def seconds(run: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, plain: bool) -> dict:
+def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, plain: nn.Module | None = None) -> dict:
     """Median and quartiles of the times of two calls, made in turn, and of their ratio.
 
     Args:
         fast: what is measured.
         slow: what it is compared with.
         rounds: calls of each, after one to warm up.
-        plain: whether `slow` is to be run in the plain formulation.
+        plain: a module that `slow` is to run in the plain formulation.
     """
     times = []
     for _ in range(rounds + 1):
         first = seconds(fast)
-        with plain_formulation() if plain else contextlib.nullcontext():
+        with plain_formulation(plain) if plain is not None else contextlib.nullcontext():
             times.append((first, seconds(slow)))
     times = np.array(times[1:])
     low, median, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
@@ -134,7 +146,7 @@ def is_right(module: nn.Module, shape: tuple[int, ...]) -> bool:
 def _is_right_on(module: nn.Module, x: torch.Tensor) -> bool:
     exact = [t.double() for t in results(module.double(), x.double(), use_autocast=False)]
     module.float()
-    with plain_formulation():
+    with plain_formulation(module):
         allowed = distances(results(module, x), exact)
     return all(d <= 1.5 * a + 1e-5 for d, a in zip(distances(results(module, x), exact), allowed, strict=True))
 
@@ -190,7 +202,7 @@ def module_rows(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...
     # As in a network: what comes in has a gradient, too.
     trained = partial(differentiate, module, x.clone().requires_grad_(), gradient)
     for what, run in (("forward", partial(forward, module, x)), ("forward + backward", trained)):
-        times = compare(run, run, rounds, plain=True)
+        times = compare(run, run, rounds, plain=module)
         if isinstance(module, NonnegativeDeconvolution):
             operations, moved = work(module, shape, what)
             times["GFLOP_per_s"] = round(1e-6 * operations / times["ms"], 1)
@@ -225,14 +237,14 @@ def network_rows(rounds: int) -> list[dict]:
     for name, entry in tqdm(networks.items(), unit="network"):
         network = _network(entry)
         for what, run in (("forward", forward), ("forward + backward", step)):
-            times = compare(partial(run, network, x), partial(run, reference, x), rounds, plain=False)
+            times = compare(partial(run, network, x), partial(run, reference, x), rounds)
             rows.append(
                 {"what": name, "shape": " x ".join(map(str, shape)), "pass": what, "against": "PlainConvUNet"} | times
             )
         if "Deconver" in name:
             rows += [
                 {"what": name, "shape": " x ".join(map(str, shape)), "pass": what, "against": "plain formulation"}
-                | compare(partial(run, network, x), partial(run, network, x), 2, plain=True)
+                | compare(partial(run, network, x), partial(run, network, x), 2, plain=network)
                 for what, run in (("forward", forward), ("forward + backward", step))
                 if not CUDA  # compiled networks would be compiled anew
             ]
@@ -283,7 +295,9 @@ def memory_rows() -> list[dict]:
             row = {"plan": name, "network": network, "kept_GiB": round(memory.kept / GIB, 3)}
             row["peak_GiB"] = round(memory.peak / GIB, 3)
             if network == "Deconver":
-                with plain_formulation():
+                plain = chosen | {"arch_kwargs": chosen["arch_kwargs"] | {"backend": "plain"}}
+                build = partial(build_network, plain, channels, classes, deep_supervision=True)
+                with everything_kept():
                     row["kept_by_plain_formulation_GiB"] = round(training_memory(build, **arguments).kept / GIB, 3)
             rows.append({"kept_by_plain_formulation_GiB": ""} | row)
     return [{key: row[key] for key in sorted(row, key=list(rows[1]).index)} for row in rows]

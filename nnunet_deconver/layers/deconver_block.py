@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from nnunet_deconver.layers.instance_norm import InstanceNorm
 from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS, NonnegativeDeconvolution
-from nnunet_deconver.ops import device_type
+from nnunet_deconver.ops import policy
 from nnunet_deconver.ops.pointwise import pointwise
 from nnunet_deconver.ops.recompute import checkpointed, in_chunks
 
@@ -21,6 +21,7 @@ class DeconvMixer(nn.Module):
         source_ratio: channels of the NDC source per channel.
         groups: groups of the NDC; None for one per channel.
         iterations: updates of the NDC.
+        backend: what computes the NDC, see `ops.nonnegative_deconvolution`.
     """
 
     def __init__(
@@ -30,9 +31,11 @@ class DeconvMixer(nn.Module):
         source_ratio: float = 4,
         groups: int | None = None,
         iterations: int = 1,
+        *,
+        backend: str | None = None,
     ):
         super().__init__()
-        self.ndc = NonnegativeDeconvolution(channels, kernel_size, source_ratio, groups, iterations)
+        self.ndc = NonnegativeDeconvolution(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         convolution = CONVOLUTIONS[len(kernel_size)]
         self.projection_in = convolution(channels, channels, 1, bias=False)
         self.projection_out = convolution(self.ndc.source_channels, channels, 1)
@@ -57,7 +60,7 @@ class PointwiseMLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        if device_type(x) != "cpu":
+        if not policy(x).in_chunks:
             return super().forward(x)
         first, activation, last = self
         parameters = first.weight, first.bias, last.weight, last.bias
@@ -87,6 +90,7 @@ class DeconverBlock(nn.Module):
         groups: groups of the NDC; None for one per channel.
         iterations: updates of the NDC.
         mlp_ratio: channels inside the MLP per channel.
+        backend: what computes the NDC, see `ops.nonnegative_deconvolution`.
 
     Raises:
         ValueError: as `NonnegativeDeconvolution`, and for an mlp_ratio without a whole number of channels.
@@ -100,9 +104,11 @@ class DeconverBlock(nn.Module):
         groups: int | None = None,
         iterations: int = 1,
         mlp_ratio: float = 4,
+        *,
+        backend: str | None = None,
     ):
         super().__init__()
-        self.mixer = DeconvMixer(channels, kernel_size, source_ratio, groups, iterations)
+        self.mixer = DeconvMixer(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         hidden = round(channels * mlp_ratio)
         if hidden < 1:
             raise ValueError(f"mlp_ratio = {mlp_ratio} leaves no channel of {channels}; it must be positive")
@@ -125,7 +131,7 @@ class DeconverBlock(nn.Module):
 
 def _add(x: Tensor, norm: nn.Module, function: nn.Module) -> Tensor:
     """`x + function(norm(x))`."""
-    if device_type(x) == "cpu":
+    if policy(x).in_chunks:
         return x + function(norm(x))
     # What is made on the way is many times the size of x, and kept out of memory. On a CPU the functions see to that.
     return checkpointed(lambda x: x + function(norm(x)), x)

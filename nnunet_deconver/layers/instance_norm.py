@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_deconver.ops.device import device_type
+from nnunet_deconver.ops.device import policy
 
 
 class InstanceNorm(nn.Module):
@@ -20,7 +20,7 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S), zero mean and unit variance over S."""
-        if device_type(x) != "cpu" or not len(x):
+        if not policy(x).channels_last or not len(x):
             return F.instance_norm(x, eps=self.eps)
         # PyTorch's own brings channels that lie side by side into another order; batches of one image stay as they are.
         return torch.cat([F.batch_norm(image, None, None, training=True, eps=self.eps) for image in x.split(1)])

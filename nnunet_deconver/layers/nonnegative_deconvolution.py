@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_deconver.ops import nonnegative_deconvolution
-from nnunet_deconver.ops.nonnegative_deconvolution.backends import fuses_projections
+from nnunet_deconver.ops.nonnegative_deconvolution.backends import check_backend, fuses_projections
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     check_eps,
@@ -36,9 +36,11 @@ class NonnegativeDeconvolution(nn.Module):
         groups: number of groups the channels are split into; None for one per channel.
         iterations: number of updates.
         eps: added to numerator and denominator of the update.
+        backend: what computes the update, see `ops.nonnegative_deconvolution`; None for the fastest that can.
 
     Raises:
-        ValueError: for an even kernel, groups that do not divide, or a ratio without a whole number of sources.
+        ValueError: for an even kernel, groups that do not divide, a ratio without a whole number of sources, or an
+            unknown backend.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class NonnegativeDeconvolution(nn.Module):
         groups: int | None = None,
         iterations: int = 1,
         eps: float = 1e-8,
+        *,
+        backend: str | None = None,
     ):
         super().__init__()
         if not isinstance(kernel_size, Sequence) or len(kernel_size) not in CONVOLUTIONS:
@@ -66,6 +70,7 @@ class NonnegativeDeconvolution(nn.Module):
         check_groups(groups, channels, source_channels, "groups")
         check_iterations(iterations)
         check_eps(eps)
+        check_backend(backend)
 
         self.channels = channels
         self.source_channels = source_channels
@@ -73,6 +78,7 @@ class NonnegativeDeconvolution(nn.Module):
         self.groups = groups
         self.iterations = iterations
         self.eps = eps
+        self.backend = backend
         self.filter = nn.Parameter(torch.empty(channels, source_channels // groups, *kernel_size))
         self.source = CONVOLUTIONS[len(kernel_size)](channels, source_channels, 1)
         self.reset_parameters()
@@ -93,7 +99,13 @@ class NonnegativeDeconvolution(nn.Module):
         else:
             source = source.relu_()
         return nonnegative_deconvolution(
-            x, source, torch.relu(self.filter), groups=self.groups, iterations=self.iterations, eps=self.eps
+            x,
+            source,
+            torch.relu(self.filter),
+            groups=self.groups,
+            iterations=self.iterations,
+            eps=self.eps,
+            backend=self.backend,
         )
 
     def project(self, x: Tensor, projection: nn.Module) -> Tensor:
@@ -111,7 +123,7 @@ class NonnegativeDeconvolution(nn.Module):
         return projection(self(x))
 
     def _is_fused(self, x: Tensor) -> bool:
-        return fuses_projections(x, self.source.weight, self.filter, self.groups, self.iterations)
+        return fuses_projections(x, self.source.weight, self.filter, self.groups, self.iterations, self.backend)
 
     def _fused(self, x: Tensor, out_weight: Tensor | None, out_bias: Tensor | None) -> Tensor:
         weight, bias = self.source.weight.flatten(1), self.source.bias

@@ -47,6 +47,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         source_ratio: channels of the NDC source per channel.
         ndc_groups: groups of the NDC; None for one per channel.
         mlp_ratio: channels inside the MLP per channel.
+        backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
         upsampling: entry of the axis, see `networks.axes`; None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         n_conv_per_stage: unused, see above.
@@ -60,7 +61,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         nonlin_kwargs: unused.
 
     Raises:
-        ValueError: for lists of the wrong length, even kernels, groups that do not divide.
+        ValueError: for lists of the wrong length, even kernels, groups that do not divide, an unknown backend.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         source_ratio: float = 4,
         ndc_groups: int | None = None,
         mlp_ratio: float = 4,
+        backend: str | None = None,
         upsampling: dict | None = None,
         segmentation_head: dict | None = None,
         n_conv_per_stage=None,
@@ -99,7 +101,12 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         kernel_sizes = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
         strides = _per_stage_and_axis("strides", strides, n_stages, rank)
         blocks_up = _per_stage("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder, n_stages - 1)
-        block_kwargs = {"source_ratio": source_ratio, "groups": ndc_groups, "mlp_ratio": mlp_ratio}
+        block_kwargs = {
+            "source_ratio": source_ratio,
+            "groups": ndc_groups,
+            "mlp_ratio": mlp_ratio,
+            "backend": backend,
+        }
 
         self.encoder = DeconverEncoder(
             input_channels,

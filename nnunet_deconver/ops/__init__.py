@@ -1,8 +1,9 @@
 """The mathematics of the papers as functions of tensors."""
 
-from nnunet_deconver.ops.device import assume_device, device_type, fast_layout
+from nnunet_deconver.ops.device import assume_device, device_type, fast_layout, policy
 from nnunet_deconver.ops.nonnegative_deconvolution import (
     adjoint_filter,
+    explain_backend,
     nonnegative_deconvolution,
     nonnegative_deconvolution_reference,
     same_convolution,
@@ -12,8 +13,10 @@ __all__ = [
     "adjoint_filter",
     "assume_device",
     "device_type",
+    "explain_backend",
     "fast_layout",
     "nonnegative_deconvolution",
     "nonnegative_deconvolution_reference",
+    "policy",
     "same_convolution",
 ]

@@ -1,18 +1,53 @@
-"""The kind of device that paths are chosen for, and the layout of tensors that suits it."""
+"""How each kind of device is worked with: the one place where that is decided."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # A plain global, which torch.compile guards on; a context variable would break its graphs.
 _assumed: str | None = None
 
 
+class Policy(NamedTuple):
+    """What suits a kind of device.
+
+    Attributes:
+        backend: what computes nonnegative deconvolution there, where it can; a name of `backends.BACKENDS`.
+        channels_last: whether the channels of a voxel lie side by side, in which layout PyTorch's convolutions are
+            faster there and the voxels of pointwise layers are rows as they lie.
+        in_chunks: whether pointwise layers go over the voxels in chunks that stay in a cache, forward and backward;
+            else blocks make again in the backward pass what they made in the forward pass.
+    """
+
+    backend: str
+    channels_last: bool
+    in_chunks: bool
+
+
+_POLICIES = {
+    "cpu": Policy("cpu", channels_last=True, in_chunks=True),
+    "cuda": Policy("triton", channels_last=False, in_chunks=False),
+}
+_ELSEWHERE = Policy("plain", channels_last=False, in_chunks=False)
+
+
+def policy(tensor: Tensor) -> Policy:
+    """What suits the device that `tensor` is on, or that `assume_device` names."""
+    return _POLICIES.get(device_type(tensor), _ELSEWHERE)
+
+
 def device_type(tensor: Tensor) -> str:
     """The type of the device that `tensor` is on, or that `assume_device` names."""
     return _assumed or tensor.device.type
+
+
+def is_planned(tensor: Tensor) -> bool:
+    """Whether nothing is computed with `tensor` on this machine: a plan is made, for a device that has everything."""
+    return _assumed is not None or (isinstance(tensor, FakeTensor) and not torch.compiler.is_compiling())
 
 
 @contextmanager
@@ -34,10 +69,7 @@ def assume_device(type: str) -> Iterator[None]:
 
 
 def fast_layout(x: Tensor) -> Tensor:
-    """Lays (B, C, *S) out so that the channels of a voxel lie side by side, on a CPU; leaves it as it is elsewhere.
-
-    PyTorch's convolutions of such tensors are faster there, and the voxels of pointwise layers are rows as they lie.
-    """
-    if device_type(x) != "cpu" or x.ndim not in (4, 5):
+    """Lays (B, C, *S) out so that the channels of a voxel lie side by side where that is faster."""
+    if not policy(x).channels_last or x.ndim not in (4, 5):
         return x
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)

@@ -128,15 +128,15 @@ def test_deep_supervision_is_switched_on_the_decoder():
 @pytest.mark.parametrize("conv_op, kernels, strides, size", GEOMETRIES)
 def test_feature_map_size_counts_every_convolution(monkeypatch, conv_op, kernels, strides, size, deep_supervision):
     """The sum of the sizes of all outputs of convolutions, as they really run."""
-    model = network(conv_op, kernels=kernels, strides=strides, classes=3, deep_supervision=deep_supervision)
+    # The path that runs the convolutions of the equations and no others.
+    options = {"classes": 3, "deep_supervision": deep_supervision, "backend": "plain"}
+    model = network(conv_op, kernels=kernels, strides=strides, **options)
     counted = []
     for layer in model.modules():
         if isinstance(layer, nn.modules.conv._ConvNd):
             layer.register_forward_hook(lambda module, inputs, output: counted.append(output.numel()))
-    from nnunet_deconver.ops.nonnegative_deconvolution import backends, reference
+    from nnunet_deconver.ops.nonnegative_deconvolution import reference
 
-    # The path that runs the convolutions of the equations and no others.
-    monkeypatch.setattr(backends, "PREFERRED", {})
     inside = reference.same_convolution
 
     def spy(*args, **kwargs):

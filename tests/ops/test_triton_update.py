@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.ops import assume_device, nonnegative_deconvolution, nonnegative_deconvolution_reference
-from nnunet_deconver.ops.nonnegative_deconvolution import backends, triton_update
+from nnunet_deconver.ops.nonnegative_deconvolution import backends, triton_machine, triton_update
 
-pytestmark = pytest.mark.skipif(triton_update._TRITON_OBSTACLE is not None, reason=str(triton_update._TRITON_OBSTACLE))
+pytestmark = pytest.mark.skipif(triton_machine.TRITON_OBSTACLE is not None, reason=str(triton_machine.TRITON_OBSTACLE))
 DEVICES = pytest.mark.parametrize(
     "device",
     [
@@ -340,8 +340,8 @@ def test_the_operations_keep_their_contract(device):
     x, source, filter, gradient = problem(2, 2, 2, (3,), (3,), device=device, batch=2)
     x, source = (tensor.transpose(0, 1).contiguous().transpose(0, 1) for tensor in (x, source.half()))
     inputs = [tensor.requires_grad_() for tensor in (x, source, filter)]
-    torch.library.opcheck(torch.ops.nnunet_deconver.nonnegative_deconvolution, (*inputs, 2, 1e-8))
-    arguments = (gradient.half(), *(tensor.detach() for tensor in (x, source, filter.half())), 2, 1e-8)
+    torch.library.opcheck(torch.ops.nnunet_deconver.nonnegative_deconvolution, (*inputs, 2, 1e-8, False))
+    arguments = (gradient.half(), *(tensor.detach() for tensor in (x, source, filter.half())), 2, 1e-8, False)
     torch.library.opcheck(torch.ops.nnunet_deconver.nonnegative_deconvolution_backward, arguments)
 
 
@@ -420,7 +420,7 @@ def test_the_plain_path_is_said_while_compiling(monkeypatch, caplog, dynamic):
 
 def test_without_triton(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_said", set())
-    monkeypatch.setattr(triton_update, "_TRITON_OBSTACLE", "triton is not installed")
+    monkeypatch.setattr(triton_machine, "TRITON_OBSTACLE", "triton is not installed")
     x, source, filter, _ = problem(*SMALL)
     assert path_on("cuda", x, source, filter, groups=2) == "plain"
     assert "triton is not installed" in caplog.text

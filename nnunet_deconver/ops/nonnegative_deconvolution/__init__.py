@@ -1,10 +1,11 @@
 """Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.1.
 
 `reference` is the equation, `mixed_precision` the same for half precision, `triton_update` the path on GPUs,
-`cpu_update` that on CPUs, and `backends` what networks call, which chooses among them.
+`cpu_update` that on CPUs, and `backends` what networks call, which chooses among them. `triton_machine` says whether a
+machine can run the path on GPUs, and `triton_check` tries it there before its first use.
 """
 
-from nnunet_deconver.ops.nonnegative_deconvolution.backends import nonnegative_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.backends import explain_backend, nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     adjoint_filter,
     nonnegative_deconvolution_reference,
@@ -13,6 +14,7 @@ from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
 
 __all__ = [
     "adjoint_filter",
+    "explain_backend",
     "nonnegative_deconvolution",
     "nonnegative_deconvolution_reference",
     "same_convolution",

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from nnunet_deconver.ops.device import fast_layout
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
+    adjoint_filter,
     compute_dtype,
+    full_precision,
     nonnegative_deconvolution_reference,
+    same_convolution,
 )
 
 
@@ -33,6 +36,52 @@ def nonnegative_deconvolution_plain(
         eps=eps,
     )
     return narrow(updated, source.dtype)
+
+
+def differentiate_plain(
+    gradient: Tensor, x: Tensor, source: Tensor, filter: Tensor, *, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `nonnegative_deconvolution_plain` with one iteration, for where autograd does not record.
+
+    Formulas and names: `triton_update`.
+
+    Args:
+        gradient: of the updated source, (B, E, *S).
+        x: (B, C, *S), nonnegative.
+        source: (B, E, *S), nonnegative.
+        filter: (C, E / groups, *k), nonnegative, odd k.
+        groups: number of groups the channels are split into.
+        eps: added to numerator and denominator.
+
+    Returns:
+        The gradients of x, source and filter, in their dtypes.
+    """
+    dtypes = x.dtype, source.dtype, filter.dtype
+    dtype = compute_dtype(x, source, filter)
+    gradient, x, source, filter = (tensor.to(dtype) for tensor in (gradient, x, source, filter))
+
+    def filter_gradient(image: Tensor, like: Tensor, upstream: Tensor) -> Tensor:
+        rank, padding = filter.ndim - 2, [k // 2 for k in filter.shape[2:]]
+        options = [1] * rank, padding, [1] * rank, False, [0] * rank, groups, [False, True, False]
+        return torch.ops.aten.convolution_backward(upstream, image, like, None, *options)[1]
+
+    with full_precision(x.device):
+        adjoint = adjoint_filter(filter, groups=groups)
+        reconstruction = same_convolution(source, filter, groups=groups)
+        denominator = same_convolution(reconstruction, adjoint, groups=groups) + eps
+        ratio = (same_convolution(x, adjoint, groups=groups) + eps) / denominator
+        if dtypes[1].itemsize < dtype.itemsize:
+            # No gradient passes where the output was cut.
+            gradient = torch.where(source * ratio > torch.finfo(dtypes[1]).max, 0, gradient)
+        d_numerator = gradient * source / denominator
+        d_denominator = -d_numerator * ratio
+        d_x, d_reconstruction = (same_convolution(part, filter, groups=groups) for part in (d_numerator, d_denominator))
+        d_source = gradient * ratio + same_convolution(d_reconstruction, adjoint, groups=groups)
+        d_adjoint = filter_gradient(x, adjoint, d_numerator) + filter_gradient(reconstruction, adjoint, d_denominator)
+        # The adjoint of an adjoint is the filter: what takes one's gradient to the other's, too.
+        d_adjoint = adjoint_filter(d_adjoint, groups=groups)
+        d_filter = filter_gradient(source, filter, d_reconstruction) + d_adjoint
+    return tuple(narrow_gradient(*pair) for pair in zip((d_x, d_source, d_filter), dtypes, strict=True))
 
 
 def widen(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,10 +35,12 @@ Each program of the last kernel sums over its own voxels and writes its sums to 
 then added in a fixed order. There are no atomic additions, so gradients are the same bits each time.
 
 Output and gradients saturate as in `mixed_precision`.
+
+Where nobody asked for these kernels by name, `triton_check` tries them before their first use, and the operations take
+the plain path where they fail.
 """
 
 import math
-import os
 from collections.abc import Sequence
 
 import torch
@@ -46,15 +48,21 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nnunet_deconver.ops.device import device_type
-from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow_gradient
+from nnunet_deconver.ops.nonnegative_deconvolution import triton_machine
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import (
+    differentiate_plain,
+    narrow_gradient,
+    nonnegative_deconvolution_plain,
+)
+from nnunet_deconver.ops.nonnegative_deconvolution.triton_check import guarded
+from nnunet_deconver.ops.nonnegative_deconvolution.triton_machine import (
+    INTERPRETED,
+    machine_obstacle,
+    use_writable_cache,
+)
 
-try:
-    import triton
-except ImportError:
-    triton = None
+__all__ = ["machine_obstacle", "nonnegative_deconvolution_triton", "obstacle", "scratch_bytes"]
 
-# Tuples as arguments of kernels.
-MINIMUM_TRITON = (3, 3)
 # The sums of a group are unrolled into registers.
 MOST_CHANNELS = 8
 LARGEST_KERNEL = 7
@@ -62,25 +70,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # What a pass may take for its intermediates, if more than one slab fits: slabs are worked off in bunches of that size.
 # At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels, enough for any GPU.
 SCRATCH_BYTES = 2**30
-# Triton reads this when it is imported; its interpreter then runs kernels on a CPU.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _triton_obstacle() -> str | None:
-    if triton is None:
-        return "triton is not installed"
-    if tuple(map(int, triton.__version__.split(".")[:2])) < MINIMUM_TRITON:
-        return f"triton is {triton.__version__} and must be {'.'.join(map(str, MINIMUM_TRITON))} or later"
-    return None
-
-
-_TRITON_OBSTACLE = _triton_obstacle()
 
 
 def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str | None:
     """Why `nonnegative_deconvolution_triton` cannot compute this; None where it can. See there for the arguments."""
-    if _TRITON_OBSTACLE is not None:
-        return _TRITON_OBSTACLE
+    if triton_machine.TRITON_OBSTACLE is not None:
+        return triton_machine.TRITON_OBSTACLE
     if device_type(x) != "cuda" and not INTERPRETED:
         return f"x is on {x.device.type} and must be on cuda"
     if not x.device == source.device == filter.device:
@@ -99,34 +94,59 @@ def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations:
 
 
 def nonnegative_deconvolution_triton(
-    x: Tensor, source: Tensor, filter: Tensor, *, groups: int, iterations: int, eps: float
+    x: Tensor, source: Tensor, filter: Tensor, *, groups: int, iterations: int, eps: float, checked: bool = False
 ) -> Tensor:
-    """`backends.nonnegative_deconvolution` where `obstacle` finds none; `iterations` is 1."""
-    return _update(x, source, filter, groups, eps)
+    """`backends.nonnegative_deconvolution` where `obstacle` finds none; `iterations` is 1.
+
+    Args:
+        x: see there, as for the others.
+        source: as said.
+        filter: as said.
+        groups: as said.
+        iterations: as said.
+        eps: as said.
+        checked: whether the plain path takes over where the kernels fail; else they raise.
+    """
+    return _update(x, source, filter, groups, eps, checked)
 
 
-def _run_update(x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float) -> Tensor:
+def _run_update(x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float, checked: bool) -> Tensor:
     from nnunet_deconver.ops.nonnegative_deconvolution import triton_kernels
 
-    return triton_kernels.update(x, source, filter, groups, eps)
+    def kernels() -> Tensor:
+        use_writable_cache()
+        return triton_kernels.update(x, source, filter, groups, eps)
+
+    def plain() -> Tensor:
+        return nonnegative_deconvolution_plain(x, source, filter, groups=groups, eps=eps).contiguous()
+
+    return guarded(kernels, plain, x, source, filter, groups) if checked else kernels()
 
 
 def _run_differentiate(
-    gradient: Tensor, x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float
+    gradient: Tensor, x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float, checked: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     from nnunet_deconver.ops.nonnegative_deconvolution import triton_kernels
 
-    d_x, d_source, d_filter = triton_kernels.differentiate(gradient, x, source, filter, groups, eps)
-    return d_x, d_source, narrow_gradient(d_filter, filter.dtype)
+    def kernels() -> tuple[Tensor, Tensor, Tensor]:
+        use_writable_cache()
+        d_x, d_source, d_filter = triton_kernels.differentiate(gradient, x, source, filter, groups, eps)
+        return d_x, d_source, narrow_gradient(d_filter, filter.dtype)
+
+    def plain() -> tuple[Tensor, Tensor, Tensor]:
+        gradients = differentiate_plain(gradient, x, source, filter, groups=groups, eps=eps)
+        return tuple(tensor.contiguous() for tensor in gradients)
+
+    return guarded(kernels, plain, x, source, filter, groups) if checked else kernels()
 
 
 def _save(ctx, inputs, output):
-    x, source, filter, ctx.groups, ctx.eps = inputs
+    x, source, filter, ctx.groups, ctx.eps, ctx.checked = inputs
     ctx.save_for_backward(x, source, filter)
 
 
 def _backward(ctx, gradient):
-    return *_differentiate(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps), None, None
+    return *_differentiate(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.checked), None, None, None
 
 
 def _no_second_derivative(ctx, *gradients):
@@ -140,14 +160,15 @@ _update = torch.library.custom_op(
     "nnunet_deconver::nonnegative_deconvolution",
     _run_update,
     mutates_args=(),
-    schema="(Tensor x, Tensor source, Tensor filter, int groups, float eps) -> Tensor",
+    schema="(Tensor x, Tensor source, Tensor filter, int groups, float eps, bool checked) -> Tensor",
 )
 _differentiate = torch.library.custom_op(
     "nnunet_deconver::nonnegative_deconvolution_backward",
     _run_differentiate,
     mutates_args=(),
     schema=(
-        "(Tensor gradient, Tensor x, Tensor source, Tensor filter, int groups, float eps) -> (Tensor, Tensor, Tensor)"
+        "(Tensor gradient, Tensor x, Tensor source, Tensor filter, int groups, float eps, bool checked) "
+        "-> (Tensor, Tensor, Tensor)"
     ),
 )
 _update.register_autograd(_backward, setup_context=_save)
@@ -167,22 +188,22 @@ def scratch_bytes(x_shape: Sequence[int], source_shape: Sequence[int], *, backwa
 
 
 @_update.register_fake
-def _(x, source, filter, groups, eps):
+def _(x, source, filter, groups, eps, checked):
     return source.new_empty(source.shape)
 
 
 @_differentiate.register_fake
-def _(gradient, x, source, filter, groups, eps):
+def _(gradient, x, source, filter, groups, eps, checked):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, source, filter))
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution)
-def _flops(x, source, filter, groups, eps, *, out_shape=None, **kwargs) -> int:
+def _flops(x, source, filter, groups, eps, checked, *, out_shape=None, **kwargs) -> int:
     # Those of the three convolutions: each of the filter's weights meets each voxel of each sample once.
     return 3 * 2 * x[0] * math.prod(x[2:]) * math.prod(filter)
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution_backward)
-def _flops_backward(gradient, x, source, filter, groups, eps, *, out_shape=None, **kwargs) -> int:
+def _flops_backward(gradient, x, source, filter, groups, eps, checked, *, out_shape=None, **kwargs) -> int:
     # Each convolution is differentiated by image and filter. Recomputation is not counted.
-    return 2 * _flops(x, source, filter, groups, eps)
+    return 2 * _flops(x, source, filter, groups, eps, checked)
