@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.ops import nonnegative_deconvolution
-from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
+from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import nonnegative_deconvolution_reference
 
 ROOT = Path(__file__).parents[2]
@@ -207,19 +207,6 @@ def test_any_number_of_threads():
                 torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.fixture
-def taken(monkeypatch):
-    """The backends that were run."""
-    names = []
-
-    def recorded(name):
-        run = backends.BACKENDS[name].run
-        return backends.BACKENDS[name]._replace(run=lambda *a, **k: names.append(name) or run(*a, **k))
-
-    monkeypatch.setattr(backends, "BACKENDS", {name: recorded(name) for name in backends.BACKENDS})
-    return names
 
 
 @compiled

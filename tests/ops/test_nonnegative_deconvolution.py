@@ -11,6 +11,7 @@ from nnunet_deconver.ops import (
     nonnegative_deconvolution_reference,
     same_convolution,
 )
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import differentiate_plain
 
 BOTH = pytest.mark.parametrize("operation", [nonnegative_deconvolution, nonnegative_deconvolution_reference])
 
@@ -125,6 +126,37 @@ def test_gradients(channels, sources, groups, size, kernel, iterations):
         return nonnegative_deconvolution(x, source, filter, groups=groups, iterations=iterations, eps=1e-2)
 
     assert torch.autograd.gradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels, sources, groups, size, kernel", PROBLEMS)
+def test_gradients_written_out_are_those_that_autograd_records(channels, sources, groups, size, kernel, dtype):
+    tensors = [
+        tensor.requires_grad_() for tensor in problem(channels, sources, groups, size, kernel, dtype=dtype, batch=3)
+    ]
+    out = nonnegative_deconvolution(*tensors, groups=groups, backend="plain")
+    gradient = torch.rand(out.shape, dtype=torch.float64).to(dtype) - 0.5
+    expected = torch.autograd.grad(out, tensors, gradient)
+    with torch.no_grad():
+        found = differentiate_plain(gradient, *tensors, groups=groups, eps=1e-8)
+    rtol, atol = (1e-12, 1e-12) if dtype == torch.float64 else (4 * torch.finfo(dtype).eps, 1e-5)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def test_gradients_written_out_saturate_as_the_recorded():
+    """Cut outputs pass none; finite values beyond the range become its end; inf upstream stays visible."""
+    x = torch.tensor([[[65504, 60000, 100, 100, 1]]], dtype=torch.float16).requires_grad_()
+    source = torch.tensor([[[1, 1, 0, 0, 1]]], dtype=torch.float16).requires_grad_()
+    filter = torch.full((1, 1, 1), 0.5, dtype=torch.float16).requires_grad_()
+    upstream = torch.tensor([[[1, 1, 1, -1, float("inf")]]], dtype=torch.float16)
+    out = nonnegative_deconvolution(x, source, filter, backend="plain")
+    expected = torch.autograd.grad(out, (x, source, filter), upstream)
+    found = differentiate_plain(upstream, *(t.detach() for t in (x, source, filter)), groups=1, eps=1e-8)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True)
+    assert found[0][0, 0, 0] == 0 and found[1][0, 0, 2:4].tolist() == [65504, -65504]
+    assert found[0][0, 0, 4] == float("inf")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
