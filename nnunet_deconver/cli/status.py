@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import logging
 import os
 import platform
 import traceback
@@ -92,10 +93,8 @@ def report(problem: str | None, found: type | Exception | None) -> Iterator[str]
     yield line("nnunet-deconver", f"{nnunet_deconver.__version__} at {Path(nnunet_deconver.__file__).parent}")
     version = installed_version("nnunetv2") or "version unknown"
     yield line("nnunetv2", f"{version} at {folders[0]}" if folders else "not installed")
-    torch_version, device, kernels = _torch()
-    yield line("torch", torch_version)
-    yield line("CUDA device", device)
-    yield line("CPU kernels", kernels)
+    for label, value in _devices():
+        yield line(label, value)
     if folders:
         for path, _, state in registration(folders[0]):
             yield line("registered", STATES[state].format(path=path))
@@ -109,19 +108,45 @@ def report(problem: str | None, found: type | Exception | None) -> Iterator[str]
         yield line("nnU-Net finds", f"no {TRAINER}: {type(found).__name__}: {found}")
 
 
-def _torch() -> tuple[str, str, str]:
+def _devices() -> Iterator[tuple[str, str]]:
+    """PyTorch, Triton, and what computes Deconver's update on each device, by label."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return f"cannot be imported: {error}", "none", "not asked"
+        yield "torch", f"cannot be imported: {error}"
+        return
     from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
 
-    return (
-        torch.__version__,
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    yield "torch", torch.__version__
+    yield "triton", installed_version("triton") or "not installed"
+    yield (
+        "CPU kernels",
         ", ".join(compiled_kernels())
         or "none, a CPU computes Deconver slowly (to make them, install a C compiler, then this package again)",
     )
+    yield "cpu", _path("cpu")
+    if not torch.cuda.is_available():
+        yield "CUDA device", "none"
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        name = f"{device.name}, compute capability {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{number}", f"{name}; {_path(f'cuda:{number}')}"
+
+
+def _path(device: str) -> str:
+    """What computes Deconver's update on a device, tried there, and why nothing faster does."""
+    from nnunet_deconver.ops import explain_backend
+
+    try:
+        # What the log would say is said here.
+        logging.disable(logging.WARNING)
+        path, obstacle = explain_backend(device)
+    # A driver or a device can be at fault in any way, and so can a variable.
+    except Exception as error:
+        return f"cannot compute Deconver: {error}"
+    finally:
+        logging.disable(logging.NOTSET)
+    return f"computes Deconver by the path {path!r}" + (f" and no faster one: {obstacle}" if obstacle else "")
 
 
 def _variable(name: str, purpose: str) -> str:

@@ -1,12 +1,14 @@
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from nnunet_deconver import cli
 from nnunet_deconver.cli import register, status, trainer_path
-from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update
+from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
 
 
 def ours():
@@ -149,6 +151,52 @@ def test_cpu_kernels(root, show, monkeypatch):
     _, report, _ = show(ours())
     assert "CPU kernels          none, " in report
     assert "install a C compiler" in report
+
+
+def test_says_what_computes_on_each_device_and_why_nothing_faster(root, show, monkeypatch):
+    class Properties:
+        name, major, minor, total_memory = "Tesla T4", 7, 5, 15 * 2**30
+
+    answers = {
+        "cpu": ("cpu", None),
+        "cuda:0": ("plain", "the GPU has compute capability 7.5"),
+        "cuda:1": RuntimeError("no kernel image"),
+    }
+
+    def explain(device):
+        logging.getLogger("nnunet_deconver").warning("said twice")
+        if isinstance(answers[device], Exception):
+            raise answers[device]
+        return answers[device]
+
+    monkeypatch.setattr("nnunet_deconver.ops.explain_backend", explain)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: Properties)
+    code, report, _ = show(ours())
+    lines = dict(line.split(maxsplit=1) for line in report.splitlines())
+    assert code == 0
+    assert lines["cpu"] == "computes Deconver by the path 'cpu'"
+    gpu = "Tesla T4, compute capability 7.5, 15 GiB; "
+    assert (
+        lines["cuda:0"]
+        == f"{gpu}computes Deconver by the path 'plain' and no faster one: the GPU has compute capability 7.5"
+    )
+    assert lines["cuda:1"] == f"{gpu}cannot compute Deconver: no kernel image"
+    assert "said twice" not in report
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_says_that_there_is_no_gpu(root, show):
+    _, report, _ = show(ours())
+    assert f"{'CUDA device':<20} none" in report
+
+
+def test_a_variable_that_names_no_path_is_reported(root, show, monkeypatch):
+    monkeypatch.setattr(backends, "_named", "cuda")
+    code, report, _ = show(ours())
+    assert code == 0
+    assert "the variable NNUNET_DECONVER_BACKEND must be one of plain, cpu, triton or None, got 'cuda'" in report
 
 
 def test_torch_that_cannot_be_imported_is_reported(root, show, monkeypatch):
