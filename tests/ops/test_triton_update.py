@@ -217,9 +217,8 @@ def test_one_gradient_alone(device, wanted):
 
 
 @DEVICES
-@pytest.mark.parametrize("batch, size", [(0, (4, 5)), (2, (0, 5))], ids=["batch", "space"])
-def test_empty(device, batch, size):
-    x, source, filter, gradient = problem(2, 4, 2, size, (3, 3), batch=batch, device=device)
+def test_empty_batch(device):
+    x, source, filter, gradient = problem(2, 4, 2, (4, 5), (3, 3), batch=0, device=device)
     out, d_x, d_source, d_filter = results(
         nonnegative_deconvolution, x, source, filter, gradient, groups=2, backend="triton"
     )

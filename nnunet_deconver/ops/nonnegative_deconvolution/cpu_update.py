@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow, widen
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import compute_dtype, full_precision
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty, compute_dtype, full_precision
 from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 
 # Elements of the source in a slab, without the planes kept from the slab before.
@@ -157,7 +157,11 @@ def projected_deconvolution(
 
     Returns:
         (B, C', *S) or (B, E, *S), channels side by side, without second derivatives.
+
+    Raises:
+        ValueError: if a spatial axis is empty.
     """
+    check_not_empty(x)
     channels, ratio = filter.shape[:2]
 
     def ratio_first(weight: Tensor) -> Tensor:
