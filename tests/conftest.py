@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter then; it reads this when it is first imported, by a test.
@@ -20,6 +21,39 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(params=["cpu", "plain", "cuda"])
+def path(request, monkeypatch):
+    """The test runs once on each path; on that of GPUs with tensors that hold no numbers."""
+    from nnunet_deconver.ops import assume_device
+    from nnunet_deconver.ops.nonnegative_deconvolution import backends
+
+    if request.param == "cuda":
+        with FakeTensorMode(), assume_device("cuda"):
+            yield request.param
+        return
+    if request.param == "plain":
+        monkeypatch.setattr(backends, "PREFERRED", {})
+    yield request.param
+
+
+@pytest.fixture
+def check_empty_batch(path):
+    """A function that runs a module without images, forward and backward, and asserts what comes of it."""
+
+    def check(module: torch.nn.Module, shape, expected):
+        x = torch.zeros(shape, requires_grad=True)
+        outputs = module(x)
+        outputs = outputs if isinstance(outputs, list) else [outputs]
+        assert [output.shape for output in outputs] == expected
+        sum(output.sum() for output in outputs).backward()
+        assert x.grad.shape == x.shape
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None and parameter.grad.shape == parameter.shape, name
+            assert path == "cuda" or not parameter.grad.any(), name
+
+    return check
 
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}

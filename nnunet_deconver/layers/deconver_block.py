@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from nnunet_deconver.layers.instance_norm import InstanceNorm
 from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS, NonnegativeDeconvolution
 from nnunet_deconver.ops import policy
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty
 from nnunet_deconver.ops.pointwise import pointwise
 from nnunet_deconver.ops.recompute import checkpointed, in_chunks
 
@@ -62,6 +63,7 @@ class PointwiseMLP(nn.Sequential):
         """Maps (B, C, *S) to (B, C, *S)."""
         if not policy(x).in_chunks:
             return super().forward(x)
+        check_not_empty(x)
         first, activation, last = self
         parameters = first.weight, first.bias, last.weight, last.bias
 

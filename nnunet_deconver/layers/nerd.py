@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS
 from nnunet_deconver.ops.nerd import SLOPE
 from nnunet_deconver.ops.nerd_chunked import nerd_classification, nerd_normalisation, position_code
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty
 
 
 class _PositionHead(nn.Module):
@@ -99,6 +100,7 @@ class _PositionHead(nn.Module):
                 f"{type(self).__name__} was built for (B, {self.in_channels}, *S) with {self.spatial_dims} spatial "
                 f"axes, got {tuple(x.shape)}"
             )
+        check_not_empty(x)
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(device))
@@ -187,7 +189,7 @@ class NeRDm(_PositionHead):
         """Maps features (B, C, *S) to logits (B, K, *S).
 
         Raises:
-            ValueError: if x has other channels or spatial axes than the head.
+            ValueError: if x has other channels or spatial axes than the head, or no voxels.
         """
         x = self._prepared(x)
         last = self.mlp[-1]
@@ -250,7 +252,7 @@ class NeRDc(_PositionHead):
         """Maps features (B, C, *S) to logits (B, K, *S).
 
         Raises:
-            ValueError: if x has other channels or spatial axes than the head.
+            ValueError: if x has other channels or spatial axes than the head, or no voxels.
         """
         x = self._prepared(x)
         constant = torch.cat([parameter.flatten() for parameter in self.classifier.parameters()])

@@ -6,9 +6,11 @@ With both axes at their defaults they are nnU-Net's: same parameters under the s
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from dynamic_network_architectures.architectures import unet
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
 
@@ -26,6 +28,14 @@ class _WithAxes:
     def __init__(self, *args, upsampling: dict | None = None, segmentation_head: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         replace_axes(self.decoder, upsampling, segmentation_head)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Maps (B, input_channels, *S) to logits (B, num_classes, *S), or to a list of them, highest first."""
+        if len(x) or not any(isinstance(module, _InstanceNorm) for module in self.modules()):
+            return super().forward(x)
+        # PyTorch's instance normalisation with weights takes no empty batch: an image comes along and is dropped.
+        outputs = super().forward(torch.cat((x, x.new_zeros(1, *x.shape[1:]))))
+        return [output[:0] for output in outputs] if isinstance(outputs, list) else outputs[:0]
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all convolution outputs for one image of `input_size` voxels, as nnU-Net counts them."""

@@ -68,11 +68,12 @@ def pixel_shuffle(x: Tensor, stride: Sequence[int]) -> Tensor:
     """
     rank = len(stride)
     batch, channels, *size = x.shape
-    x = x.reshape(batch, channels // math.prod(stride), *stride, *size)
+    channels //= math.prod(stride)
+    x = x.reshape(batch, channels, *stride, *size)
     order = [0, 1]
     for axis in range(rank):
         order += [2 + rank + axis, 2 + axis]
-    return x.permute(order).reshape(batch, -1, *(s * t for s, t in zip(size, stride, strict=True)))
+    return x.permute(order).reshape(batch, channels, *(s * t for s, t in zip(size, stride, strict=True)))
 
 
 def check_sampling_device(device: torch.device | str, spatial_dims: int):

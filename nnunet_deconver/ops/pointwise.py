@@ -19,6 +19,8 @@ def pointwise(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         (N, C').
     """
+    if not len(rows):
+        return F.linear(rows, weight, bias)  # convolutions take no image without pixels
     out = F.conv2d(_image(rows), weight[:, :, None, None], bias)
     return out.movedim(1, -1).reshape(len(rows), len(weight))
 
@@ -33,6 +35,8 @@ def pointwise_weight_gradient(rows: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         (C', C).
     """
+    if not len(rows):
+        return gradient.t() @ rows
     channels = gradient.shape[1], rows.shape[1]
     return conv2d_weight(_image(rows), (*channels, 1, 1), _image(gradient)).view(channels)
 

@@ -96,6 +96,13 @@ def test_contract(backbone, upsampling, head, geometry, deep_supervision):
         torch.testing.assert_close(other(x), network(x))
 
 
+@pytest.mark.parametrize("backbone, upsampling, head", itertools.product(BACKBONES, UPSAMPLING_ENTRIES, HEAD_ENTRIES))
+def test_no_images_have_an_output_and_zero_gradients(backbone, upsampling, head, path, check_empty_batch):
+    network = build(backbone, UPSAMPLING_ENTRIES[upsampling], HEAD_ENTRIES[head], "anisotropic", True)
+    shapes = [output.shape for output in network(image("anisotropic", batch=1))]
+    check_empty_batch(network, image("anisotropic", batch=0).shape, [(0, *shape[1:]) for shape in shapes])
+
+
 @pytest.mark.parametrize("entry", [None, {"name": "transposed"}], ids=["none", "by-name"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("backbone, stock", [("plain", unet.PlainConvUNet), ("residual", unet.ResidualEncoderUNet)])

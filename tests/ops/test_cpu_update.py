@@ -1,3 +1,5 @@
+import ctypes
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +22,21 @@ def test_compiled_where_there_is_a_compiler():
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
     assert cpu_update._libraries()
+
+
+def test_functions_are_declared_as_in_c():
+    """Undeclared, ctypes takes any arguments, and what happens to be in a register for the result of a void."""
+    source = Path(cpu_update.__file__).with_name("cpu_kernels.c").read_text()
+    types = {"void": None, "int": ctypes.c_int, "float": ctypes.c_float, "whole": ctypes.c_longlong}
+
+    def type_of(argument):
+        return ctypes.c_void_p if "*" in argument else types[argument.split()[0]]
+
+    functions = {
+        name: [types[result], *(type_of(argument) for argument in arguments.split(",") if argument != "void")]
+        for result, name, arguments in re.findall(r"^(void|int) (\w+)\(([^)]*)\) \{", source, re.MULTILINE)
+    }
+    assert functions == cpu_update._FUNCTIONS
 
 
 def operands(shape, kernel, ratio, dtype=torch.float64, seed=0):

@@ -126,6 +126,10 @@ def test_pixel_shuffle_is_pytorchs(stride):
     assert torch.equal(pixel_shuffle(x, (stride, stride)), F.pixel_shuffle(x, stride))
 
 
+def test_pixel_shuffle_of_no_images():
+    assert pixel_shuffle(torch.zeros(0, 12, 4, 5), (2, 3)).shape == (0, 2, 8, 15)
+
+
 @pytest.mark.parametrize("size, stride", GEOMETRIES)
 def test_pixel_shuffle_is_a_transposed_convolution(size, stride):
     """A 1x1 convolution, shuffled, is a transposed convolution with kernel = stride of the same weights."""

@@ -271,6 +271,7 @@ def test_dtypes(dtype):
         ({"source": (2, 8, 5, 7)}, "spatial size of x"),
         ({"source": (1, 8, 5, 6)}, "batch"),
         ({"x": (2, 4, 5, 6, 7, 8)}, "1, 2 or 3 spatial axes"),
+        ({"x": (2, 4, 0, 6), "source": (2, 8, 0, 6)}, "a voxel at least"),
         ({"iterations": 0}, "iterations"),
         ({"eps": 0.0}, "eps"),
         ({"eps": float("nan")}, "eps"),

@@ -4,7 +4,7 @@ import torch
 from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 
 
-@pytest.mark.parametrize("rows", [1, 2, 17])
+@pytest.mark.parametrize("rows", [0, 1, 2, 17])
 def test_is_a_matrix_product(rows):
     torch.manual_seed(0)
     x, weight, bias = (torch.randn(shape, dtype=torch.float64) for shape in ((rows, 5), (3, 5), (3,)))

@@ -3,12 +3,14 @@
 Without a GPU the kernels run in Triton's interpreter (see conftest), and are compiled for one all the same.
 """
 
-import inspect
+import itertools
+import json
 import logging
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,9 +72,10 @@ def results(function, x, source, filter, gradient, **options):
 
 
 def assert_as_near_as_plain(x, source, filter, gradient, **options):
-    """No further from float64 than the plain path, half as much again, and four float32 roundings.
+    """No further from float64 than the plain path, half as much again, and some float32 roundings.
 
-    On a handful of voxels the plain path's own distance is luck, which differs between processors.
+    Of a dozen numbers, whose sums partly cancel, the plain path's are now and then nearer by chance, and by another on
+    each processor.
     """
     ours = results(nonnegative_deconvolution, x, source, filter, gradient, backend="triton", **options)
     plain = results(nonnegative_deconvolution, x, source, filter, gradient, backend="plain", **options)
@@ -82,7 +85,7 @@ def assert_as_near_as_plain(x, source, filter, gradient, **options):
     factor = 2.5 if torch.bfloat16 in (x.dtype, source.dtype) and x.device.type == "cpu" else 1.5
     for name, a, b, c in zip(("output", "x", "source", "filter"), ours, plain, exact, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape, name
-        floor = 4 * torch.finfo(torch.float32).eps * c.norm()
+        floor = 8 * torch.finfo(torch.float32).eps * c.norm()
         assert (a.double() - c).norm() <= factor * (b.double() - c).norm() + floor, name
 
 
@@ -220,9 +223,8 @@ def test_one_gradient_alone(device, wanted):
 
 
 @DEVICES
-@pytest.mark.parametrize("batch, size", [(0, (4, 5)), (2, (0, 5))], ids=["batch", "space"])
-def test_empty(device, batch, size):
-    x, source, filter, gradient = problem(2, 4, 2, size, (3, 3), batch=batch, device=device)
+def test_empty_batch(device):
+    x, source, filter, gradient = problem(2, 4, 2, (4, 5), (3, 3), batch=0, device=device)
     out, d_x, d_source, d_filter = results(
         nonnegative_deconvolution, x, source, filter, gradient, groups=2, backend="triton"
     )
@@ -483,47 +485,37 @@ def test_floating_point_operations_are_those_of_the_convolutions(groups):
     assert counted["triton"][1] == (counted["plain"][1] if groups == 1 else 2 * forward)
 
 
-def compile_without_a_gpu():
-    """Calls both passes with a driver that knows a device's architecture but has none."""
-    import torch
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    from nnunet_deconver.ops.nonnegative_deconvolution import triton_kernels
-
-    class Driver:
-        def get_current_target(self):
-            return GPUTarget("cuda", 90, 32)
-
-        def get_current_device(self):
-            return 0
-
-        def get_current_stream(self, device):
-            return 0
-
-    class Compiling:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            return lambda **arguments: print(*self.kernel.run(grid=grid, warmup=True, **arguments).asm)
-
-    triton.runtime.driver.set_active(Driver())
-    for name in ("_correlate", "_correlate_pairs"):
-        setattr(triton_kernels, name, Compiling(getattr(triton_kernels, name)))
-    x, source, filter = (
-        torch.rand(1, 1, 5, 6, 7).half(),
-        torch.rand(1, 4, 5, 6, 7).bfloat16(),
-        torch.rand(1, 4, 3, 3, 3),
-    )
-    triton_kernels.update(x, source, filter, 1, 1e-8)
-    triton_kernels.differentiate(source, x, source, filter, 1, 1e-8)
+FUNCTIONS = [
+    "_finish_reconstruction",
+    "_finish_update",
+    "_finish_d_ratio",
+    "_finish_d_images",
+    "_finish_d_source",
+    "_correlate_pairs",
+]
 
 
-def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """What the interpreter accepts need not compile. In a process of its own, since here Triton interprets."""
-    script = f"{inspect.getsource(compile_without_a_gpu)}\ncompile_without_a_gpu()\n"
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("cubin") == 7
+def test_the_kernels_compile_for_every_gpu(tmp_path):
+    """What the interpreter accepts need not compile. In processes of their own, since here Triton interprets.
+
+    All kernel sizes and dtypes for one architecture, one of each for the others; the script does all for all.
+    """
+    script = str(Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py")
+    selections = {
+        "one-case": ([80, 86, 89, 100, 120], [3], ["float16"]),
+        "all-cases": ([90], [3, 5], ["float32", "float16", "bfloat16"]),
+    }
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    running = {}
+    for name, (architectures, kernel_sizes, dtypes) in selections.items():
+        chosen = ["--architectures", *architectures, "--kernel-sizes", *kernel_sizes, "--dtypes", *dtypes]
+        command = [sys.executable, script, "--out", tmp_path / name, *chosen]
+        running[name] = subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    for name, process in running.items():
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        architectures, *others = selections[name]
+        expected = list(itertools.product([f"sm_{number}" for number in architectures], *others, FUNCTIONS))
+        rows = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+        assert [(r["architecture"], r["kernel_size"], r["dtype"], r["kernel"]) for r in rows] == expected
+        assert all(0 < row["registers"] <= 255 for row in rows)

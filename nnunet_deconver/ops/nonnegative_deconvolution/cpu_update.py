@@ -11,7 +11,7 @@ The kernels (`cpu_kernels.c`) are compiled when the package is installed.
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow, widen
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import compute_dtype, full_precision
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty, compute_dtype, full_precision
 from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 
 # Elements of the source in a slab, without the planes kept from the slab before.
@@ -29,15 +29,20 @@ SLAB_ELEMENTS = 2**20
 
 # Of the kernels' functions, see `interface` there: in a clone that is installed editable the compiled may be older.
 _INTERFACE = 1
+_FOLDER = Path(__file__).parent
 _INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
 _POINTER, _WHOLE, _REAL, _INT = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_float, ctypes.c_int
-_ARGUMENTS = {
-    "gather_source": [_POINTER, _POINTER, _WHOLE, _POINTER, _POINTER, _WHOLE, _WHOLE, _INT],
-    "update_source": [*[_POINTER] * 4, _REAL, _POINTER, *[_WHOLE] * 3, _INT],
-    "differentiate_quotient": [*[_POINTER] * 4, _REAL, *[_POINTER] * 4, *[_WHOLE] * 3, _INT],
-    "differentiate_source": [*[_POINTER] * 5, _REAL, *[_POINTER] * 2, *[_WHOLE] * 2, _INT],
-    "correlate": [_POINTER, _POINTER, _POINTER, _WHOLE, _POINTER, _WHOLE, _WHOLE, _INT],
+# Each function of the kernels: what it returns (None is C's void), then its arguments.
+_FUNCTIONS = {
+    "interface": [_INT],
+    "gather_source": [None, _POINTER, _POINTER, _WHOLE, _POINTER, _POINTER, _WHOLE, _WHOLE, _INT],
+    "update_source": [None, *[_POINTER] * 4, _REAL, _POINTER, *[_WHOLE] * 3, _INT],
+    "differentiate_quotient": [None, *[_POINTER] * 4, _REAL, *[_POINTER] * 4, *[_WHOLE] * 3, _INT],
+    "differentiate_source": [None, *[_POINTER] * 5, _REAL, *[_POINTER] * 2, *[_WHOLE] * 2, _INT],
+    "correlate": [_INT, _POINTER, _POINTER, _POINTER, _WHOLE, _POINTER, _WHOLE, _WHOLE, _INT],
 }
+# A library as its functions alone, by name: none can be called but with the types above.
+_Library = dict[str, Callable]
 
 
 def _instructions() -> dict[int, str]:
@@ -51,24 +56,25 @@ def compiled_kernels() -> list[str]:
 
 
 @functools.cache
-def _libraries() -> dict[int, ctypes.CDLL]:
+def _libraries() -> dict[int, _Library]:
     """The kernels that this processor can run, by the channels that they compute at once, most first."""
     found = {}
     for lanes, name in _instructions().items():
         # They find OpenMP's threads there already: PyTorch's, as long as it names its OpenMP as the system's is named.
         try:
-            library = ctypes.CDLL(str(Path(__file__).with_name(f"cpu_kernels_{name}.so")))
+            library = ctypes.CDLL(str(_FOLDER / f"cpu_kernels_{name}.so"))
         except OSError:
             continue
-        if library.interface() != _INTERFACE:
-            continue
-        for function, arguments in _ARGUMENTS.items():
-            getattr(library, function).argtypes = arguments
-        found[lanes] = library
+        if _function(library, "interface")() == _INTERFACE:
+            found[lanes] = {function: _function(library, function) for function in _FUNCTIONS}
     return found
 
 
-def _library(channels: int) -> ctypes.CDLL | None:
+def _function(library: ctypes.CDLL, name: str) -> Callable:
+    return ctypes.CFUNCTYPE(*_FUNCTIONS[name])((name, library))
+
+
+def _library(channels: int) -> _Library | None:
     return next((library for lanes, library in _libraries().items() if channels % lanes == 0), None)
 
 
@@ -151,7 +157,11 @@ def projected_deconvolution(
 
     Returns:
         (B, C', *S) or (B, E, *S), channels side by side, without second derivatives.
+
+    Raises:
+        ValueError: if a spatial axis is empty.
     """
+    check_not_empty(x)
     channels, ratio = filter.shape[:2]
 
     def ratio_first(weight: Tensor) -> Tensor:
@@ -230,7 +240,7 @@ class _Problem:
     def call(self, kernel: str, *arguments: Tensor | float | int):
         """Calls a kernel of `cpu_kernels.c`; geometry and threads are added."""
         values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        if getattr(self._library, kernel)(ctypes.byref(self._geometry), *values, torch.get_num_threads()):
+        if self._library[kernel](ctypes.byref(self._geometry), *values, torch.get_num_threads()):
             raise MemoryError(f"no memory for the filter's gradient of {self.ratio * self.channels} sources")
 
     def image(self) -> Tensor:

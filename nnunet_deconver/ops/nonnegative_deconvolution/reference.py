@@ -52,6 +52,7 @@ def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iter
         raise ValueError(
             f"x must be (B, C, *S) with 1, 2 or 3 spatial axes, got shape {tuple(x.shape)} ({rank} spatial axes)"
         )
+    check_not_empty(x)
     if source.ndim != x.ndim or source.shape[0] != x.shape[0] or source.shape[2:] != x.shape[2:]:
         raise ValueError(
             f"source must be (B, E, *S) with the batch and spatial size of x {tuple(x.shape)}, "
@@ -69,6 +70,12 @@ def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iter
         )
     check_iterations(iterations)
     check_eps(eps)
+
+
+def check_not_empty(x: Tensor):
+    """Raises ValueError if an image has no voxels, as convolutions do; there may be no images."""
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x must have a voxel at least along each spatial axis, got shape {tuple(x.shape)}")
 
 
 def check_kernel_size(kernel_size, name: str):

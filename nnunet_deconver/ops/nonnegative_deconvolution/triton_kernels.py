@@ -416,10 +416,14 @@ def _grid(lifted: Lifted, tile: Tile) -> tuple[int, int]:
 
 
 def _unrolled(lifted: Lifted, tile: Tile, images: int) -> int:
-    """Input channels whose loads `_correlate` has under way together, as far as a thread's code stays short."""
+    """Input channels whose loads `_correlate` has under way together, as far as a thread's code stays short.
+
+    The image gradients of kernels of 5 have 200 products, for which a thread has not enough registers
+    (`benchmarks/kernel_resources.py`).
+    """
     march, _, columns = lifted.kernel
     positions = tile.block // (32 * tile.warps)
-    return 4 if march * columns * tile.channels * images * positions <= 200 else 1
+    return 4 if march * columns * tile.channels * images * positions < 200 else 1
 
 
 def _correlate_with(
