@@ -65,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="of the surface Dice (NSD), in mm, in pixels for images without spacing; default: 1",
     )
     parser.add_argument(
+        "--far",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="MM",
+        help="count predicted voxels further than this from any foreground of the reference: what a person sees first; "
+        "default: do not",
+    )
+    parser.add_argument(
         "--surface",
         choices=SURFACES,
         default="area",
@@ -133,6 +142,7 @@ def measure(args: argparse.Namespace) -> dict:
         settings = Settings(
             surface=args.surface,
             tolerances=tuple(args.tolerance),
+            far=tuple(args.far),
             empty=args.empty,
             one_empty=_number_or_word(args.one_empty),
             lesions=args.lesions,
@@ -253,8 +263,8 @@ def render(summary: dict) -> str:
     if not summary["metrics"]:
         return "no case could be measured"
     definitions = summary["definitions"]
-    surface_dice = [name for name in definitions if name.startswith("nsd_")]
-    names = [name for name in (*HEADLINE, *surface_dice, *HEADLINE_LESIONS) if name in definitions]
+    chosen = [name for name in definitions if name.startswith(("nsd_", "false_positives_beyond_"))]
+    names = [name for name in (*HEADLINE, *chosen, *HEADLINE_LESIONS) if name in definitions]
     rows = []
     for name in names:
         unit = definitions[name]["unit"]

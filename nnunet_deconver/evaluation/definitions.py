@@ -25,6 +25,7 @@ class Settings:
     Attributes:
         surface: one of `nnunet_deconver.evaluation.surface.SURFACES`.
         tolerances: of the surface Dice, in `unit`.
+        far: distances in `unit` beyond which false positives are counted apart.
         empty: the value where reference and prediction are both empty: "nan", undefined and left out of means, as in
             nnU-Net, or "best", the metric's ideal value, as in the Deconver paper.
         one_empty: the distance where one of them is empty: "diagonal" of the image, "nan", or a number in `unit`.
@@ -36,6 +37,7 @@ class Settings:
 
     surface: str = "area"
     tolerances: tuple[float, ...] = (1.0,)
+    far: tuple[float, ...] = ()
     empty: str = "nan"
     one_empty: float | str = "diagonal"
     lesions: bool = False
@@ -47,9 +49,10 @@ class Settings:
         for name, choices in (("surface", SURFACES), ("empty", EMPTY_POLICIES), ("brats", (None, *BRATS_RULES))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: must be one of {', '.join(map(str, choices))}, got {getattr(self, name)}")
-        for tolerance in self.tolerances:
-            if not 0 <= tolerance < math.inf:
-                raise ValueError(f"tolerance: must be a number of at least 0, got {tolerance}")
+        for name, distances in (("tolerance", self.tolerances), ("far", self.far)):
+            for distance in distances:
+                if not 0 <= distance < math.inf:
+                    raise ValueError(f"{name}: must be a number of at least 0, got {distance}")
         if isinstance(self.one_empty, str):
             if self.one_empty not in ("diagonal", "nan"):
                 raise ValueError(f"one_empty: must be diagonal, nan or a number, got {self.one_empty}")
@@ -77,6 +80,11 @@ class Metric:
 def tolerance_name(tolerance: float, unit: str) -> str:
     """The name of the surface Dice at a tolerance, such as nsd_1mm."""
     return f"nsd_{tolerance:g}{unit}"
+
+
+def far_name(distance: float, unit: str) -> str:
+    """The name of the false positives beyond a distance, such as false_positives_beyond_5mm."""
+    return f"false_positives_beyond_{distance:g}{unit}"
 
 
 def metrics(settings: Settings, rank: int = 3) -> dict[str, Metric]:
@@ -113,6 +121,13 @@ def metrics(settings: Settings, rank: int = 3) -> dict[str, Metric]:
     for tolerance in settings.tolerances:
         table[tolerance_name(tolerance, unit)] = Metric(
             "", 1, f"surface Dice: part of both surfaces within {tolerance:g} {unit} of the other; {surface}"
+        )
+    for distance in settings.far:
+        table[far_name(distance, unit)] = Metric(
+            "voxels",
+            0,
+            f"voxels of the prediction further than {distance:g} {unit} from the centre of any foreground voxel of the "
+            "reference, whatever its class; all of them if there is none",
         )
     table |= {
         "volume_reference": Metric(volume, None, "voxels of the reference times the size of a voxel"),

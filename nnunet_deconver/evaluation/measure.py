@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunet_deconver.evaluation.definitions import Metric, Settings, metrics, tolerance_name
+from nnunet_deconver.evaluation.definitions import Metric, Settings, far_name, metrics, tolerance_name
 from nnunet_deconver.evaluation.lesions import BRATS_RULES, brats_metrics, detection_metrics, enclosing
 from nnunet_deconver.evaluation.overlap import overlap_metrics, volume_metrics
 from nnunet_deconver.evaluation.surface import (
@@ -57,6 +57,7 @@ def measure(
     diagonal = math.hypot(*(length * size for length, size in zip(reference.shape, spacing, strict=True)))
     table = metrics(settings, reference.ndim)
     boxes = [_boxes(labels) for labels in (reference, prediction)]
+    far = _far_masks(reference, spacing, classes, ignore, settings)
     values = []
     for name, labels in classes.items():
         # Most classes fill a small part of an image: measured there, all is faster.
@@ -72,6 +73,8 @@ def measure(
             (False, True): "prediction empty",
         }.get(tuple(empty), "")
         found = _metrics_of_masks(*masks, spacing, settings)
+        for metric_name, beyond in far.items():
+            found[metric_name] = float(np.count_nonzero(masks[1] & beyond[box]))
         for metric, definition in table.items():
             value = _resolve(found[metric], definition, all(empty), diagonal, settings)
             values.append(Value(name, metric, value, note))
@@ -92,6 +95,29 @@ def _metrics_of_masks(
     if settings.brats:
         found |= brats_metrics(reference, prediction, spacing, BRATS_RULES[settings.brats])
     return found
+
+
+def _far_masks(
+    reference: np.ndarray,
+    spacing: Sequence[float],
+    classes: Mapping[str, tuple[int, ...]],
+    ignore: int | None,
+    settings: Settings,
+) -> dict[str, np.ndarray]:
+    """Where a voxel is further from all foreground than a distance, by the metric's name."""
+    if not settings.far:
+        return {}
+    from scipy import ndimage
+
+    foreground = np.isin(
+        reference, [label for labels in classes.values() for label in labels if label not in (0, ignore)]
+    )
+    if foreground.any():
+        distances = ndimage.distance_transform_edt(~foreground, sampling=spacing)
+    else:
+        distances = np.full(reference.shape, np.inf)
+    # As with tolerances: a voxel exactly at the distance is not beyond it for a spacing's single precision.
+    return {far_name(limit, settings.unit): distances > limit * (1 + 1e-6) for limit in settings.far}
 
 
 def _resolve(value: float, metric: Metric, both_empty: bool, diagonal: float, settings: Settings) -> float:

@@ -72,13 +72,14 @@ def test_the_table_of_two_folders(folders, capsys):
     assert summary(folders)["metrics"]["organ"]["dice"]["mean"] == pytest.approx(both / np.count_nonzero(voxels() == 1))
 
 
-def test_options_reach_the_definitions(folders):
-    options = ("--surface", "voxels", "--empty", "best", "--one-empty", "100", "--tolerance", "2")
+def test_options_reach_the_definitions(folders, capsys):
+    options = ("--surface", "voxels", "--empty", "best", "--one-empty", "100", "--tolerance", "2", "--far", "1.5")
     assert run(folders, *options) == 0
     found = summary(folders)
     assert found["settings"] == {
         "surface": "voxels",
         "tolerances": [2.0],
+        "far": [1.5],
         "empty": "best",
         "one_empty": 100.0,
         "lesions": False,
@@ -88,6 +89,7 @@ def test_options_reach_the_definitions(folders):
     }
     assert "distances are 100.0 mm" in found["policies"]["one_empty"]
     assert "as in MONAI" in found["definitions"]["hd95"]["definition"]
+    assert "false_positives_beyond_1.5mm [voxels]" in capsys.readouterr().out
 
 
 def test_empty_masks_are_told(folders, capsys):

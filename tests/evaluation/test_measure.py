@@ -8,7 +8,7 @@ from nnunet_deconver.evaluation.lesions import BRATS_PENALTY_MM
 from nnunet_deconver.evaluation.measure import measure
 
 CLASSES = {"organ": (1,), "lesion": (2,)}
-ALL = {"lesions": True, "brats": "MET", "tolerances": (0.5, 2.0)}
+ALL = {"lesions": True, "brats": "MET", "tolerances": (0.5, 2.0), "far": (1.0, 5.0)}
 
 
 def by_metric(values, name):
@@ -43,7 +43,7 @@ def test_both_empty():
     table = metrics(Settings(**ALL))
     undefined = by_metric(measure(image, image, (1, 1, 1), CLASSES, None, Settings(**ALL)), "lesion")
     for name, value in undefined.items():
-        counted = table[name].unit in ("mm^3", "lesions") or name.startswith("brats")
+        counted = table[name].unit in ("mm^3", "lesions", "voxels") or name.startswith("brats")
         assert math.isnan(value) is not counted, name
     best = by_metric(measure(image, image, (1, 1, 1), CLASSES, None, Settings(empty="best", **ALL)), "lesion")
     assert best == {name: 0 if metric.ideal is None else metric.ideal for name, metric in table.items()}
@@ -102,6 +102,7 @@ def test_ignored_voxels_do_not_count():
         ({"brats": "WT"}, "brats: must be one of None, GLI, SSA, PED, MEN, MET, got WT"),
         ({"tolerances": (1.0, -1.0)}, "tolerance: must be a number of at least 0, got -1.0"),
         ({"tolerances": (math.nan,)}, "tolerance: must be a number of at least 0, got nan"),
+        ({"far": (-1.0,)}, "far: must be a number of at least 0, got -1.0"),
         ({"one_empty": "worst"}, "one_empty: must be diagonal, nan or a number, got worst"),
         ({"one_empty": -3.0}, "one_empty: must be a number of at least 0, got -3.0"),
     ],
@@ -109,3 +110,38 @@ def test_ignored_voxels_do_not_count():
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Settings(**changes)
+
+
+def test_far_false_positives_are_counted_by_hand():
+    """Along a line of voxels 1.5 mm apart: distances to any foreground, in mm, beyond and not at the limit."""
+    reference = np.zeros((1, 1, 12), np.int32)
+    reference[..., 0], reference[..., 1] = 1, 2
+    prediction = np.zeros_like(reference)
+    prediction[..., [1, 2, 4, 11]] = 1  # 0, 1.5, 4.5 and 15 mm from label 2
+    prediction[..., 6] = 2
+    settings = Settings(far=(0.0, 1.5, 4.5, 14.0))
+    found = measure(reference, prediction, (1, 1, 1.5), CLASSES, None, settings)
+    for name, counts in (("organ", (3, 2, 1, 1)), ("lesion", (1, 1, 1, 0))):
+        values = by_metric(found, name)
+        assert [values[f"false_positives_beyond_{limit}mm"] for limit in ("0", "1.5", "4.5", "14")] == list(counts)
+        assert {metric for metric in values if "beyond" in metric} <= set(metrics(settings))
+    assert not [
+        value
+        for value in measure(reference, prediction, (1, 1, 1.5), CLASSES, None, Settings())
+        if "beyond" in value.metric
+    ]
+
+
+def test_without_a_reference_all_false_positives_are_far():
+    reference, prediction = np.zeros((4, 4, 4), np.int32), np.zeros((4, 4, 4), np.int32)
+    prediction[1, 1, 1:3] = 1
+    found = by_metric(measure(reference, prediction, (1, 1, 1), CLASSES, None, Settings(far=(100.0,))), "organ")
+    assert found["false_positives_beyond_100mm"] == 2
+
+
+def test_an_ignored_label_is_no_foreground():
+    reference, prediction = np.zeros((1, 1, 12), np.int32), np.zeros((1, 1, 12), np.int32)
+    reference[..., 0], reference[..., 8:] = 1, 3
+    prediction[..., 6] = prediction[..., 10] = 1
+    found = by_metric(measure(reference, prediction, (1, 1, 1), CLASSES, 3, Settings(far=(3.0,))), "organ")
+    assert found["false_positives_beyond_3mm"] == 1
