@@ -93,9 +93,10 @@ def make_wheel(distribution: metadata.Distribution, folder: Path) -> Path:
 
 def _build(name: str, source: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        # A build folder in the source would stay there, and bring files deleted long ago into the next wheel.
-        options = ["-C--global-option=build", f"-C--global-option=--build-base={scratch}/build"]
-        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", scratch, *options, str(source)]
+        # A build writes into its source, and what it leaves there comes into the next wheel.
+        copy = Path(scratch) / "source"
+        _copy_source(source, copy)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", scratch, str(copy)]
         # Kernels compiled for another system would be of no use where the wheel is for.
         kernels = {} if sys.platform == "linux" else {"NNUNET_DECONVER_KERNELS": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | kernels)
@@ -107,6 +108,22 @@ def _build(name: str, source: Path, folder: Path) -> Path:
                 f"run: {sys.executable} -m pip install {source}"
             )
         return Path(shutil.move(built[0], folder / built[0].name))
+
+
+def _copy_source(source: Path, copy: Path):
+    """Copies a source without what was built in it: what git knows or would add, or else what is not hidden."""
+    listing = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        built = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "*.so")
+        shutil.copytree(source, copy, ignore=built)
+        return
+    for name in filter(None, listed.split("\0")):
+        # Git also lists what was deleted since, and submodules, which are folders.
+        if (source / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, copy / name)
 
 
 def _repack(distribution: metadata.Distribution, folder: Path) -> Path:

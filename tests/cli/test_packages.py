@@ -79,6 +79,40 @@ def test_a_wheel_of_installed_files_equals_the_one_they_came_from(wheel, tmp_pat
     assert before == after
 
 
+def tree(folder: Path) -> dict[Path, tuple]:
+    """Everything below a folder, with its time of change and its content."""
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+@pytest.fixture(params=["git", "no git", "unpacked"])
+def clone(request, tmp_path, monkeypatch) -> Path:
+    """An editable clone as work leaves it, in a repository of its own or in none."""
+    source = tmp_path / "clone"
+    packages._copy_source(Path(__file__).parents[2], source)
+    (source / "nnunet_deconver.egg-info").mkdir()
+    (source / "nnunet_deconver.egg-info" / "SOURCES.txt").write_text("nnunet_deconver/deleted_long_ago.py")
+    (source / "build" / "lib" / "nnunet_deconver").mkdir(parents=True)
+    (source / "build" / "lib" / "nnunet_deconver" / "deleted_long_ago.py").touch()
+    if request.param != "unpacked":
+        git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
+        for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+            subprocess.run([*git, *command], check=True)
+        (source / "CHANGELOG.md").unlink()
+    (source / "nnunet_deconver" / "shim" / "new.py").touch()
+    if request.param == "no git":
+        monkeypatch.setenv("PATH", "/nowhere")
+    return source
+
+
+def test_a_clone_stays_as_it_is(clone, tmp_path):
+    before = tree(clone)
+    (tmp_path / "wheels").mkdir()
+    wheel = packages._build("nnunet-deconver", clone, tmp_path / "wheels")
+    assert tree(clone) == before
+    assert {"nnunet_deconver/shim/new.py", "nnunet_deconver/trainers/__init__.py"} <= files(wheel).keys()
+    assert not [name for name in files(wheel) if "deleted_long_ago" in name]
+
+
 def test_a_source_that_cannot_be_built_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(packages.sys, "executable", "false")
     with pytest.raises(CommandError, match=r"nnunet-deconver is installed editable, and its source .* could not"):
