@@ -459,6 +459,10 @@ def read_images(case: Case, predictor) -> list[sitk.Image]:
     Raises:
         UnusableError: if one cannot be read, or they are not what the model takes.
     """
+    names = predictor.dataset_json["channel_names"]
+    needed = ", ".join(f"{number}: {name}" for number, name in names.items())
+    if not case.images:
+        raise UnusableError(f"the model takes the channels {needed}; there are none")
     images = []
     for _, path in case.images:
         try:
@@ -483,10 +487,8 @@ def read_images(case: Case, predictor) -> list[sitk.Image]:
                 f"{path}: has size {image.GetSize()} and spacing {image.GetSpacing()}, but {case.images[0][1].name} "
                 f"has size {reference.GetSize()} and spacing {reference.GetSpacing()}; they must be the same"
             )
-    names = predictor.dataset_json["channel_names"]
     in_order = [channel for channel, _ in case.images] == list(range(len(images)))
     if not in_order or sum(image.GetNumberOfComponentsPerPixel() for image in images) != len(names):
-        needed = ", ".join(f"{channel}: {name}" for channel, name in names.items())
         found = ", ".join(f"{channel}: {path.name}" for channel, path in case.images)
         raise UnusableError(f"the model takes the channels {needed}; there are {found}")
     return images
