@@ -177,7 +177,7 @@ def choose_torch(cuda: str | None, target: Target) -> tuple[str, str]:
     try:
         return torch_build(version, built_for, cuda or target.cuda)
     except ValueError as error:
-        raise CommandError(f"--cuda {cuda}: {error}") from error
+        raise CommandError(f"--{error}") from error
 
 
 def installed_torch() -> tuple[str, str | None]:
