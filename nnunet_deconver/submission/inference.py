@@ -447,10 +447,18 @@ def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | 
 
     if not any(isinstance(module, NonnegativeDeconvolution) for module in network.modules()):
         return None
+    path, reason = (
+        backends.explain_backend(device) if hasattr(backends, "explain_backend") else explain(backends, device)
+    )
+    return path if reason is None else f"{path}, because {reason}"
+
+
+def explain(backends, device: torch.device) -> tuple[str, str | None]:
+    """What `backends.explain_backend` says, where there is none."""
     preferred = backends.PREFERRED.get(device.type, "plain")
     x, filter = torch.zeros(1, 16, 8, 8, 8, device=device), torch.zeros(16, 1, 3, 3, 3, device=device)
     obstacle = backends.BACKENDS[preferred].obstacle(x, x, filter, 16, 1)
-    return preferred if obstacle is None else f"plain, because {obstacle}"
+    return (preferred, None) if obstacle is None else ("plain", obstacle)
 
 
 def read_images(case: Case, predictor) -> list[sitk.Image]:
