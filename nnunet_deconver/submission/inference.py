@@ -447,14 +447,14 @@ def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | 
 
     if not any(isinstance(module, NonnegativeDeconvolution) for module in network.modules()):
         return None
-    path, reason = (
-        backends.explain_backend(device) if hasattr(backends, "explain_backend") else explain(backends, device)
-    )
+    path, reason = getattr(backends, "explain_backend", explain_backend)(device)
     return path if reason is None else f"{path}, because {reason}"
 
 
-def explain(backends, device: torch.device) -> tuple[str, str | None]:
-    """What `backends.explain_backend` says, where there is none."""
+def explain_backend(device: torch.device) -> tuple[str, str | None]:
+    """What `backends.explain_backend` says, for a package that has none."""
+    from nnunet_deconver.ops.nonnegative_deconvolution import backends
+
     preferred = backends.PREFERRED.get(device.type, "plain")
     x, filter = torch.zeros(1, 16, 8, 8, 8, device=device), torch.zeros(16, 1, 3, 3, 3, device=device)
     obstacle = backends.BACKENDS[preferred].obstacle(x, x, filter, 16, 1)
