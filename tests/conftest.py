@@ -169,7 +169,16 @@ def label_finding():
 def trained_model(tmp_path, label_finding):
     """A function that makes a model folder as nnU-Net's training leaves it, with weights that find all labels."""
 
-    def make(folds=(0,), rank=3, reader="SimpleITKIO", ending=".nii.gz", channels=("MRI",), trainer="nnUNetTrainer"):
+    def make(
+        folds=(0,),
+        rank=3,
+        reader="SimpleITKIO",
+        ending=".nii.gz",
+        channels=("MRI",),
+        trainer="nnUNetTrainer",
+        labels=LABELS,
+        **description,
+    ):
         from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -178,8 +187,9 @@ def trained_model(tmp_path, label_finding):
         plans = _plans(rank, reader, len(channels))
         dataset = {
             "channel_names": {str(number): name for number, name in enumerate(channels)},
-            "labels": {"background": 0, "organ": 1, "lesion": 2},
+            "labels": labels,
             "file_ending": ending,
+            **description,
         }
         model = tmp_path / "results" / "Dataset900_Test" / f"{trainer}__testPlans__test"
         model.mkdir(parents=True)
@@ -187,9 +197,10 @@ def trained_model(tmp_path, label_finding):
         (model / "dataset.json").write_text(json.dumps(dataset))
         builder = getattr(trainers, trainer, None) or recursive_find_trainer_class_by_name(trainer)
         manager = PlansManager(copy.deepcopy(plans))
+        heads = manager.get_label_manager(dataset).num_segmentation_heads
         for fold in folds:
             network = builder.build_network_architecture(
-                manager, manager.get_configuration("test"), len(channels), 3, enable_deep_supervision=False
+                manager, manager.get_configuration("test"), len(channels), heads, enable_deep_supervision=False
             )
             shape = (1, len(channels), *[16] * rank)
             checkpoint = {

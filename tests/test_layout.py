@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "plans": {"ops", "layers", "networks"},
     "trainers": {"ops", "layers", "networks"},
     "shim": {"trainers"},
-    "submission": {"shim"},
+    "submission": {"shim", "ops", "layers"},
     "cli": {"ops", "layers", "networks", "evaluation", "plans", "trainers", "shim", "submission"},
 }
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 import sys
 import tarfile
@@ -16,6 +17,18 @@ from nnunet_deconver.cli.packages import installed_distribution, write_requireme
 from nnunet_deconver.cli.status import find_trainer
 from nnunet_deconver.cli.trainer_path import VARIABLE, external_folders
 from nnunet_deconver.cli.upgrade_checkpoint import read_checkpoint
+from nnunet_deconver.submission.targets import TARGETS, Target
+
+# What Triton compiles at its first launch needs, besides Python's headers, which the image of Python has, and the
+# driver's libcuda.so.1, which comes with the GPU.
+COMPILER = """apt-get update \\
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \\
+    && rm -rf /var/lib/apt/lists/* \\
+    && """
+LABEL = """# Tells grand-challenge to send requests to a server that keeps running.
+LABEL org.grand-challenge.api-method="invoke"
+"""
+UNPACK = "mkdir -p /tmp/model && tar -xzf model.tar.gz -C /tmp/model\n"
 
 
 @dataclass
@@ -31,14 +44,26 @@ class Model:
     dataset: dict
 
 
+@dataclass
+class Image:
+    """What is chosen for the container's image."""
+
+    target: str
+    api: str
+    torch: str
+    cuda: str
+    holds_model: bool
+
+
 def add_parser(subparsers: argparse._SubParsersAction):
     """Adds the subcommand `export-submission`."""
     parser = subparsers.add_parser(
         "export-submission",
         help="make a container of a trained model, for a challenge",
-        description="Writes a folder with all that a container needs to predict with a trained model as an algorithm "
-        "of grand-challenge does: Dockerfile, exact requirements, inference.py and the model. Models of nnU-Net's own "
+        description="Writes a folder with all that a container needs to predict with a trained model on a platform: "
+        "Dockerfile and Apptainer definition, exact requirements, inference.py and the model. Models of nnU-Net's own "
         "trainers, of this package's, and of trainers in folders that nnUNet_extTrainer lists.",
+        epilog="Targets: " + "; ".join(f"{name} is {target.description}" for name, target in TARGETS.items()) + ".",
     )
     parser.add_argument(
         "model",
@@ -47,6 +72,24 @@ def add_parser(subparsers: argparse._SubParsersAction):
         help="trained model: a folder TRAINER__PLANS__CONFIGURATION, with plans.json, dataset.json and fold_0, ...",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="folder to write")
+    default = next(iter(TARGETS))
+    parser.add_argument("--target", choices=TARGETS, default=default, help=f"where it will run; default: {default}")
+    parser.add_argument(
+        "--api",
+        choices=("exec", "invoke"),
+        help="how grand-challenge runs it: once per case, or as a server that has the model in memory; default: invoke "
+        "on grand-challenge, else exec",
+    )
+    parser.add_argument(
+        "--cuda",
+        metavar="X.Y",
+        help="CUDA that torch's wheel is for; default: the newest that the target's drivers are known to run",
+    )
+    parser.add_argument(
+        "--allow-cpu",
+        action="store_true",
+        help="compute on the CPU where there is a GPU that cannot be used; default: an error",
+    )
     parser.add_argument(
         "-f", "--folds", nargs="+", metavar="FOLD", help="0, 1, ... or all; default: every numbered one that is there"
     )
@@ -60,20 +103,24 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.add_argument(
         "--input-sockets",
         nargs="+",
+        action="append",
         default=[],
         metavar="SLUG",
-        help="sockets of the model's channels, in their order; default: the image sockets as inputs.json lists them",
+        help="sockets of the model's channels, in their order; for brats, the suffixes of their files; again for each "
+        "other interface; default: the image sockets as inputs.json lists them; for brats, by the channels' names",
     )
     parser.add_argument(
-        "--output-socket",
-        default="segmentation",
-        metavar="NAME",
-        help="the folder in /output/images that the labels go to; default: segmentation",
+        "--output",
+        nargs="+",
+        metavar="WHAT=SOCKET",
+        help="labels=SOCKET and probability:NAME=SOCKET, with NAME a label or region of dataset.json, and SOCKET a "
+        "folder of /output/images, or of /output where there are no sockets; default: labels",
     )
+    parser.add_argument("--output-socket", metavar="SOCKET", help="the same as --output labels=SOCKET")
     parser.add_argument(
         "--bake-model",
         action="store_true",
-        help="put the model into the image; default: into model.tar.gz, to be uploaded apart",
+        help="put the model into the image; default for grand-challenge: into model.tar.gz, to be uploaded apart",
     )
     parser.set_defaults(run=run)
 
@@ -83,22 +130,172 @@ def run(args: argparse.Namespace):
     require_nnunetv2()
     if args.out.exists():
         raise CommandError(f"--out {args.out}: exists already; name a folder that does not")
+    target = TARGETS[args.target]
+    api = args.api or target.apis[0]
+    if api not in target.apis:
+        raise CommandError(f"--api {api}: must be {' or '.join(target.apis)} for --target {args.target}")
+    torch, cuda = choose_torch(args.cuda, target)
     model = read_model(args.model, args.folds, args.checkpoint)
-    check_sockets(model, args.input_sockets)
     settings = {
         "folds": model.folds,
         "checkpoint": model.checkpoint,
         "mirroring": not args.no_mirroring,
         "everything_on_device": not args.not_on_device,
-        "input_sockets": args.input_sockets,
-        "output_socket": args.output_socket,
+        "allow_cpu": args.allow_cpu,
+        "layout": target.layout,
+        "ending": target.ending,
+        "input_sockets": choose_inputs(model, target, args.input_sockets),
+        "outputs": choose_outputs(model, target, args.output, args.output_socket),
     }
-    export(model, settings, args.bake_model, args.out)
-    channels = ", ".join(f"{number}: {name}" for number, name in model.dataset["channel_names"].items())
-    print(f"wrote {args.out}: {model.trainer}, {model.configuration}, fold {' '.join(model.folds)}")
-    print(f"channels {channels}; sockets {', '.join(args.input_sockets) or 'in the order of inputs.json'}")
+    image = Image(args.target, api, torch, cuda, args.bake_model or not target.model_apart)
+    export(model, settings, image, args.out)
+    print(f"wrote {args.out}: {model.trainer}, {model.configuration}, fold {' '.join(model.folds)}, for {args.target}")
+    print(f"channels: {', '.join(f'{number}: {name}' for number, name in model.dataset['channel_names'].items())}")
+    print(f"inputs:   {describe_inputs(settings)}")
+    print(f"outputs:  {describe_outputs(settings)}")
+    print(f"torch:    {describe_torch(torch, cuda)}")
     print(f"try it:   {args.out / 'test_run.sh'} INPUT OUTPUT")
     print(f"go on:    {args.out / 'README.md'}")
+
+
+def choose_torch(cuda: str | None, target: Target) -> tuple[str, str]:
+    """The torch to install in the image.
+
+    Args:
+        cuda: chosen; None for the target's.
+        target: where it will run.
+
+    Returns:
+        Version and CUDA.
+
+    Raises:
+        CommandError: if PyTorch has no wheels for this CUDA.
+    """
+    from nnunet_deconver.submission.torch_builds import torch_build
+
+    version, built_for = installed_torch()
+    try:
+        return torch_build(version, built_for, cuda or target.cuda)
+    except ValueError as error:
+        raise CommandError(f"--{error}") from error
+
+
+def installed_torch() -> tuple[str, str | None]:
+    """Version of torch here, without what follows a plus, and CUDA it was built with."""
+    import torch
+
+    return torch.__version__.partition("+")[0], torch.version.cuda
+
+
+def choose_inputs(model: Model, target: Target, chosen: list[list[str]]) -> list[list[str]]:
+    """Sockets, or suffixes of files, by channel, for each interface; none for the sockets as they come.
+
+    Args:
+        model: to export.
+        target: where it will run.
+        chosen: on the command line.
+
+    Raises:
+        CommandError: unless there is one for each channel.
+    """
+    channels = model.dataset["channel_names"]
+    names = ", ".join(f"{number}: {name}" for number, name in channels.items())
+    # One image can have the three channels of a colour.
+    colours = model.plans["image_reader_writer"] == "NaturalImage2DIO"
+    for sockets in chosen:
+        if not colours and len(sockets) != len(channels):
+            raise CommandError(
+                f"--input-sockets {' '.join(sockets)}: must be {len(channels)}, one per channel ({names})"
+            )
+        if target.layout == "files":
+            raise CommandError(
+                f"--input-sockets {' '.join(sockets)}: images of this target are told by nnU-Net's numbers"
+            )
+    if chosen or target.layout != "cases":
+        return chosen
+    suffixes = [target.suffixes.get(re.sub(r"[\W_]", "", name).lower()) for name in channels.values()]
+    if None in suffixes or len(set(suffixes)) < len(suffixes):
+        raise CommandError(
+            f"the channels ({names}) do not say how the names of their files end; add --input-sockets SUFFIX ..., one "
+            f"per channel, such as {' '.join(dict.fromkeys(target.suffixes.values()))}"
+        )
+    return [suffixes]
+
+
+def choose_outputs(model: Model, target: Target, outputs: list[str] | None, socket: str | None) -> list[dict]:
+    """What is written of each case, for settings.json.
+
+    Args:
+        model: to export.
+        target: where it will run.
+        outputs: of --output.
+        socket: of --output-socket.
+
+    Returns:
+        For each output the name of the label or region whose probability it is, None for the labels, and its folder in
+        the output.
+
+    Raises:
+        CommandError: if there is no such label, or the target does not take the output.
+    """
+    if outputs and socket:
+        raise CommandError(f"--output-socket {socket}: is the same as labels={socket} in --output; name it there")
+    labels = model.dataset["labels"]
+    regions = any(isinstance(value, (list, tuple)) and len(value) > 1 for value in labels.values())
+    known = [name for name in labels if name != "ignore" and not (regions and name == "background")]
+    chosen = []
+    for output in outputs or [f"labels={socket}" if socket else "labels"]:
+        what, equals, folder = output.rpartition("=")
+        what, folder = (what, folder) if equals else (output, "")
+        kind, _, name = what.partition(":")
+        if kind not in ("labels", "probability") or (kind == "labels") != (what == "labels"):
+            raise CommandError(f"--output {output}: must be labels=SOCKET or probability:NAME=SOCKET")
+        if kind == "probability" and name not in known:
+            raise CommandError(f"--output {output}: the model has no {name}; it has {', '.join(known)}")
+        if kind == "probability" and target.labels_only:
+            raise CommandError(f"--output {output}: this target takes labels and no other file; leave it out")
+        if "/" in folder or folder.startswith(".") or (equals and not folder):
+            raise CommandError(f"--output {output}: SOCKET must be the name of a folder")
+        if target.layout == "sockets":
+            if not folder and kind == "probability":
+                raise CommandError(f"--output {output}: must name a socket, as in {output}=SOCKET")
+            folder = f"images/{folder or 'segmentation'}"
+        elif folder and target.labels_only:
+            raise CommandError(f"--output {output}: this target takes labels in /output itself; leave out ={folder}")
+        elif not folder and kind == "probability":
+            raise CommandError(
+                f"--output {output}: must name a folder, as in {output}=FOLDER; the labels are in /output"
+            )
+        chosen.append({"probability": name or None, "folder": folder})
+    folders = [output["folder"] for output in chosen]
+    if len(set(folders)) < len(folders):
+        raise CommandError(f"--output {' '.join(outputs)}: each must have a SOCKET of its own")
+    return chosen
+
+
+def describe_inputs(settings: dict) -> str:
+    """What `choose_inputs` chose, in words."""
+    if settings["layout"] == "files":
+        return "CASE_0000, CASE_0001, ... by channel"
+    kind = "sockets" if settings["layout"] == "sockets" else "files that end in"
+    ways = " or ".join(" ".join(way) for way in settings["input_sockets"])
+    return f"{kind} {ways}" if ways else "the image sockets in the order of inputs.json"
+
+
+def describe_outputs(settings: dict) -> str:
+    """What `choose_outputs` chose, in words."""
+    what = (
+        (f"probability of {output['probability']}" if output["probability"] else "labels", output["folder"])
+        for output in settings["outputs"]
+    )
+    return ", ".join(f"{name} in /output{f'/{folder}' if folder else ''}" for name, folder in what)
+
+
+def describe_torch(torch: str, cuda: str) -> str:
+    """What `choose_torch` chose, in words."""
+    here, _ = installed_torch()
+    why = f"; {here}, as here, has no wheel for it" if torch != here else ""
+    return f"{torch} for CUDA {cuda}{why}"
 
 
 def read_model(folder: Path, folds: list[str] | None, checkpoint: str) -> Model:
@@ -148,14 +345,24 @@ def read_model(folder: Path, folds: list[str] | None, checkpoint: str) -> Model:
     return Model(folder, checkpoint, folds, read["trainer_name"], configuration, plans, dataset)
 
 
-def check_sockets(model: Model, sockets: list[str]):
-    """Raises CommandError unless there is a socket for each channel."""
-    channels = model.dataset["channel_names"]
-    # One image can have the three channels of a colour.
-    colours = model.plans["image_reader_writer"] == "NaturalImage2DIO"
-    if sockets and not colours and len(sockets) != len(channels):
-        names = ", ".join(f"{number}: {name}" for number, name in channels.items())
-        raise CommandError(f"--input-sockets {' '.join(sockets)}: must be {len(channels)}, one per channel ({names})")
+def has_deconvolution(model: Model) -> bool:
+    """Whether the model's network has nonnegative deconvolutions, which Triton computes where it can."""
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_deconver import trainers
+    from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
+
+    plans = PlansManager(model.plans)
+    configuration = plans.get_configuration(model.configuration)
+    network = (getattr(trainers, model.trainer, None) or find_trainer(model.trainer)).build_network_architecture(
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, model.dataset),
+        plans.get_label_manager(model.dataset).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    return any(isinstance(module, NonnegativeDeconvolution) for module in network.modules())
 
 
 def own_trainers(name: str) -> Path | None:
@@ -189,13 +396,13 @@ def own_trainers(name: str) -> Path | None:
     return None
 
 
-def export(model: Model, settings: dict, bake: bool, out: Path):
+def export(model: Model, settings: dict, image: Image, out: Path):
     """Writes the folder, or nothing.
 
     Args:
         model: to export.
         settings: for settings.json.
-        bake: whether the model goes into the image.
+        image: to be built of it.
         out: folder to make.
 
     Raises:
@@ -205,7 +412,7 @@ def export(model: Model, settings: dict, bake: bool, out: Path):
     temporary = out.with_name(f".{out.name}.unfinished")
     try:
         temporary.mkdir(parents=True)
-        versions = write_requirements(temporary)
+        versions = write_requirements(temporary, image.torch, image.cuda)
         folders = []
         if trainers is not None:
             folders.append("trainers")
@@ -214,17 +421,24 @@ def export(model: Model, settings: dict, bake: bool, out: Path):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)
         write_model(model, temporary / "model")
-        if bake:
+        if image.holds_model:
             folders.append("model")
         else:
             pack(temporary / "model", temporary / "model.tar.gz")
         (temporary / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
-        write_files(model, versions, folders, temporary)
+        write_files(model, settings, image, versions, folders, temporary)
+        readable(temporary)
         temporary.rename(out)
     except OSError as error:
         raise CommandError(f"--out {out}: cannot write there ({error}); choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def readable(folder: Path):
+    """Lets everybody read what is in a folder: a container may run as any user."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
 def write_model(model: Model, folder: Path):
@@ -257,33 +471,57 @@ def pack(folder: Path, archive: Path):
     shutil.rmtree(folder)
 
 
-def write_files(model: Model, versions: dict[str, str], folders: list[str], out: Path):
+def write_files(model: Model, settings: dict, image: Image, versions: dict[str, str], folders: list[str], out: Path):
     """Writes the files of `nnunet_deconver.submission`.
 
     Args:
         model: to export.
+        settings: of settings.json.
+        image: to be built.
         versions: of the packages, by name.
         folders: that are in the image beside inference.py.
         out: folder to write to.
     """
     import nnunet_deconver.submission
 
+    target = TARGETS[image.target]
+    compiler = target.can_use_triton and has_deconvolution(model)
+    invoked = image.api == "invoke"
+    ending = {"ending": target.ending or model.dataset["file_ending"]}
     values = {
         "python": ".".join(map(str, sys.version_info[:3])),
-        "folders": "".join(f"COPY --chown=algorithm:algorithm {name}/ {name}/\n" for name in folders),
+        "compiler": COMPILER if compiler else "",
+        "copied_folders": "".join(f"COPY --chown=algorithm:algorithm {name}/ {name}/\n" for name in folders),
+        "bound_folders": "".join(f"    {name} /opt/algorithm/{name}\n" for name in folders),
+        "label": LABEL if invoked else "",
+        "arguments": ', "--api", "invoke"' if invoked else "",
         "dataset": model.plans["dataset_name"],
+        "description": target.description,
         "trainer": model.trainer,
         "plans": model.plans["plans_name"],
         "configuration": model.configuration,
         "folds": ", ".join(model.folds),
         "checkpoint": model.checkpoint,
         "channels": ", ".join(f"{number}: {name}" for number, name in model.dataset["channel_names"].items()),
+        "inputs": describe_inputs(settings),
+        "outputs": describe_outputs(settings),
         "nnunet_deconver": versions["nnunet-deconver"],
         "nnunetv2": versions["nnunetv2"],
-        "torch": versions["torch"],
+        "torch": describe_torch(image.torch, image.cuda),
+        "reads": Template(target.reads).substitute(ending),
+        "writes": Template(target.writes).substitute(ending),
+        "hand_in": target.hand_in,
+        "unpack": "" if image.holds_model else UNPACK,
+        "model_option": "" if image.holds_model else " --model /tmp/model",
+        "bind_model": "" if image.holds_model else " --bind /tmp/model:/opt/ml/model:ro",
+        "triton": (
+            "The image has a C compiler, which Triton needs for the fast kernels."
+            if compiler
+            else "The image has no C compiler: no GPU of this target, or nothing in this network, uses Triton."
+        ),
     }
     source = Path(nnunet_deconver.submission.__file__).parent
-    for name in ("Dockerfile", "README.md"):
+    for name in ("Dockerfile", "README.md", "apptainer.def"):
         (out / name).write_text(Template((source / name).read_text()).substitute(values))
     for name in ("inference.py", "test_run.sh"):
         shutil.copy(source / name, out / name)

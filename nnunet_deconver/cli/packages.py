@@ -18,6 +18,8 @@ from urllib.request import url2pathname
 from nnunet_deconver.cli.errors import CommandError
 
 LINUX = {"os_name": "posix", "sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+# Built for one CUDA; what they alone need comes with them, in the versions that their releases ask for.
+OF_TORCH = ("torch", "torchvision")
 # What an installer adds to the files of a wheel.
 OF_THE_INSTALLER = ("INSTALLER", "REQUESTED", "RECORD", "direct_url.json", "uv_cache.json")
 
@@ -29,8 +31,13 @@ def installed_distribution(name: str) -> metadata.Distribution | None:
     return next((each for each in found if each.read_text("WHEEL")), found[0] if found else None)
 
 
-def required_distributions(name: str) -> list[metadata.Distribution]:
-    """A distribution and all it needs on x86-64 Linux, by name; what is not installed here is left out."""
+def required_distributions(name: str, without: tuple[str, ...] = ()) -> list[metadata.Distribution]:
+    """A distribution and all it needs on x86-64 Linux, by name; what is not installed here is left out.
+
+    Args:
+        name: of the distribution.
+        without: names of others that are left out, with what they alone need.
+    """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
@@ -39,7 +46,7 @@ def required_distributions(name: str) -> list[metadata.Distribution]:
         requirement = pending.pop()
         key = canonicalize_name(requirement.name)
         distribution = installed_distribution(requirement.name)
-        if distribution is None:
+        if distribution is None or key in without:
             continue
         found[key] = distribution
         for extra in {"", *requirement.extras}:
@@ -52,11 +59,13 @@ def required_distributions(name: str) -> list[metadata.Distribution]:
     return [found[key] for key in sorted(found)]
 
 
-def write_requirements(folder: Path) -> dict[str, str]:
-    """Writes requirements.txt for this package and all it needs, and wheels of what no index has.
+def write_requirements(folder: Path, torch: str, cuda: str) -> dict[str, str]:
+    """Writes requirements for this package and all it needs, and wheels of what no index has.
 
     Args:
-        folder: to write to; gets requirements.txt and a folder wheels.
+        folder: to write to; gets requirements-torch.txt, requirements.txt and a folder wheels.
+        torch: version of torch.
+        cuda: CUDA that its wheel is for, such as "12.6".
 
     Returns:
         Versions by name.
@@ -64,18 +73,23 @@ def write_requirements(folder: Path) -> dict[str, str]:
     Raises:
         CommandError: if a wheel cannot be made.
     """
-    lines, versions = [], {}
+    from nnunet_deconver.submission.torch_builds import build_tag, torch_index
+
+    lines, versions = [], {"torch": f"{torch}+{build_tag(cuda)}"}
     (folder / "wheels").mkdir()
-    for distribution in required_distributions("nnunet-deconver"):
+    for distribution in required_distributions("nnunet-deconver", without=OF_TORCH):
         name = distribution.name
-        # The index has torch 2.9.0 and no 2.9.0+cu126.
-        versions[name] = distribution.version.partition("+")[0]
+        versions[name] = distribution.version
         # pip writes this file when it installs from elsewhere than an index.
         if name == "nnunet-deconver" or distribution.read_text("direct_url.json"):
             lines.append(f"./wheels/{make_wheel(distribution, folder / 'wheels').name}")
         else:
             lines.append(f"{name}=={versions[name]}")
     (folder / "requirements.txt").write_text("\n".join(lines) + "\n")
+    # A file of its own, to be installed first: other indices have builds of torchvision for another CUDA.
+    torchvision = ["torchvision"] if installed_distribution("torchvision") else []
+    lines = [f"--index-url {torch_index(cuda)}", f"torch=={versions['torch']}", *torchvision]
+    (folder / "requirements-torch.txt").write_text("\n".join(lines) + "\n")
     return versions
 
 
@@ -93,9 +107,10 @@ def make_wheel(distribution: metadata.Distribution, folder: Path) -> Path:
 
 def _build(name: str, source: Path, folder: Path) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
-        # A build folder in the source would stay there, and bring files deleted long ago into the next wheel.
-        options = ["-C--global-option=build", f"-C--global-option=--build-base={scratch}/build"]
-        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", scratch, *options, str(source)]
+        # A build writes into its source, and what it leaves there comes into the next wheel.
+        copy = Path(scratch) / "source"
+        _copy_source(source, copy)
+        command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", scratch, str(copy)]
         # Kernels compiled for another system would be of no use where the wheel is for.
         kernels = {} if sys.platform == "linux" else {"NNUNET_DECONVER_KERNELS": "0"}
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | kernels)
@@ -107,6 +122,22 @@ def _build(name: str, source: Path, folder: Path) -> Path:
                 f"run: {sys.executable} -m pip install {source}"
             )
         return Path(shutil.move(built[0], folder / built[0].name))
+
+
+def _copy_source(source: Path, copy: Path):
+    """Copies a source without what was built in it: what git knows or would add, or else what is not hidden."""
+    listing = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        built = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "*.so")
+        shutil.copytree(source, copy, ignore=built)
+        return
+    for name in filter(None, listed.split("\0")):
+        # Git also lists what was deleted since, and submodules, which are folders.
+        if (source / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source / name, copy / name)
 
 
 def _repack(distribution: metadata.Distribution, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The files of a submission: `nnunet-deconver export-submission` copies them and fills in their `$names`.
+"""Submissions: where they run (`targets`), for which CUDA (`torch_builds`), and the files they are made of.
 
-`inference.py` travels as it is; nothing here imports it.
+`nnunet-deconver export-submission` copies these and fills in their `$names`; `inference.py` travels as it is.
 """

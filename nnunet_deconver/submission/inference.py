@@ -1,35 +1,84 @@
 """Segments what a container is given: the program of a submission that `nnunet-deconver export-submission` made.
 
-Reads a job of grand-challenge (inputs.json and the folders of its sockets) or a folder of images, and writes
-compressed .mha files where the images are in the world. One case at a time, in this process; no variable needs to be
-set and nothing is downloaded. settings.json, beside this file, says how to predict; model/, if it is there too, is
-the model.
+Reads cases as the target lays them out and writes labels and probabilities where the images are in the world, one case
+at a time, in this process. It runs once, or answers the requests of grand-challenge's invoke API. No variable needs to
+be set, nothing is downloaded, and only the output and the temporary folder are written to. settings.json, beside this
+file, says what to do; model/, if it is there too, is the model.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import queue
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from io import StringIO
 from pathlib import Path
+from socketserver import ThreadingTCPServer
 
-import numpy as np
-import SimpleITK as sitk
-import torch
+# What libraries keep for later, by the variable that says where.
+CACHES = (
+    "CUDA_CACHE_PATH",
+    "MPLCONFIGDIR",
+    "NUMBA_CACHE_DIR",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCH_HOME",
+    "TRITON_CACHE_DIR",
+    "XDG_CACHE_HOME",
+)
+
+
+def use_temporary_caches():
+    """Moves what libraries would keep for later into the temporary folder, unless it has a place where it can be.
+
+    Elsewhere a container may be read-only, and its user may have no home.
+    """
+    caches = Path(tempfile.gettempdir()) / f"nnunet-deconver-{os.getuid()}"
+    for variable in ("HOME", *CACHES):
+        if not can_write(os.environ.get(variable)):
+            os.environ[variable] = str(caches / variable.lower())
+            Path(os.environ[variable]).mkdir(parents=True, exist_ok=True)
+
+
+def can_write(folder: str | None) -> bool:
+    """Whether files can be written to a folder, which may be to be made."""
+    try:
+        os.makedirs(folder or "", exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    use_temporary_caches()  # libraries ask for their variables when they are imported
+
+import numpy as np  # noqa: E402
+import SimpleITK as sitk  # noqa: E402
+import torch  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ENDINGS = (".nii.gz", ".nii", ".mha", ".nrrd", ".tif", ".tiff", ".png", ".bmp")
+# Formats that hold no real numbers; probabilities are written as .tif in their place.
+OF_INTEGERS = (".png", ".bmp")
+# Of grand-challenge's invoke API.
+PORT = 4743
 
 
 class UnusableError(Exception):
-    """Input or a model that cannot be used; the message names what, and what is needed."""
+    """Input, a model or a GPU that cannot be used; the message names what, and what is needed."""
 
 
 @dataclass
@@ -38,11 +87,10 @@ class Case:
 
     name: str
     images: list[tuple[int, Path]]  # by channel
-    output: Path
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Segments all cases.
+    """Segments all cases, once or whenever it is asked to.
 
     Args:
         arguments: of the command line; None for those of this process.
@@ -50,25 +98,37 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 if every case was segmented, else 1.
     """
-    parser = argparse.ArgumentParser(description="Segments a job of grand-challenge, or a folder of images.")
+    parser = argparse.ArgumentParser(description="Segments the cases in a folder with the model of this submission.")
     parser.add_argument("--input", type=Path, default=Path("/input"), metavar="FOLDER", help="default: /input")
     parser.add_argument("--output", type=Path, default=Path("/output"), metavar="FOLDER", help="default: /output")
     baked = HERE / "model"
     model = baked if baked.is_dir() else Path("/opt/ml/model")
     parser.add_argument("--model", type=Path, default=model, metavar="FOLDER", help=f"default: {model}")
+    parser.add_argument(
+        "--api",
+        choices=("exec", "invoke"),
+        default="exec",
+        help=f"exec: segment and end; invoke: do so at each POST /invoke on port {PORT}; default: exec",
+    )
     options = parser.parse_args(arguments)
     try:
         settings = read_json(HERE / "settings.json")
         predictor = load_predictor(options.model, settings)
-        cases = find_cases(options.input, options.output, settings, len(predictor.dataset_json["channel_names"]))
     except UnusableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    failed = [case.name for case in cases if not segment(case, predictor)]
-    print(f"{len(cases) - len(failed)} of {len(cases)} cases segmented")
-    if failed:
-        print(f"error: not segmented: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        return fail(error)
+
+    def run() -> int:
+        return segment_all(options.input, options.output, predictor, settings)
+
+    if options.api == "invoke":
+        serve(run)
+    return run()
+
+
+def fail(reason: object) -> int:
+    """Says on stderr why something cannot be done; returns the exit code."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    return 1
 
 
 def read_json(path: Path):
@@ -79,6 +139,59 @@ def read_json(path: Path):
         raise UnusableError(f"{path}: cannot be read ({error})") from error
 
 
+class Server(ThreadingTCPServer):
+    """For HTTP; unlike the standard library's, it does not look up the machine's name, which takes long offline."""
+
+    allow_reuse_address = daemon_threads = True
+
+
+def serve(run: Callable[[], int], port: int = PORT):
+    """Answers grand-challenge's invoke API until the process ends: GET /health, and POST /invoke, which segments.
+
+    Jobs run one after the other in this thread, the main one, which alone receives signals; others answer meanwhile.
+
+    Args:
+        run: segments what is in the input folder at that time; returns 0 if all went well.
+        port: to listen on.
+    """
+    jobs: queue.Queue[Future] = queue.Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.answer(200 if self.path == "/health" else 404)
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.path != "/invoke":
+                self.answer(404)
+                return
+            job = Future()
+            jobs.put(job)
+            # Whatever is not 201 is a failure to the platform.
+            self.answer(201 if job.result() == 0 else 500)
+
+        def answer(self, status: int):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, template, *values):
+            # To stdout: the platform shows what is on stderr as warnings about the result.
+            print(template % values, flush=True)
+
+    with Server(("", port), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(f"model loaded; listening on port {port}", flush=True)
+        while True:
+            job = jobs.get()
+            try:
+                job.set_result(run())
+            # One failed job must not cost the next.
+            except Exception:
+                traceback.print_exc()
+                job.set_result(1)
+
+
 def load_predictor(model: Path, settings: dict):
     """nnU-Net's predictor with all folds of the model.
 
@@ -87,12 +200,13 @@ def load_predictor(model: Path, settings: dict):
         settings: of settings.json.
 
     Raises:
-        UnusableError: if a file of the model is missing.
+        UnusableError: if a file of the model is missing, or the GPU cannot be used.
     """
     checkpoints = [f"fold_{fold}/{settings['checkpoint']}" for fold in settings["folds"]]
     missing = [name for name in ("plans.json", "dataset.json", *checkpoints) if not (model / name).is_file()]
     if missing:
         raise UnusableError(f"model {model}: has no {', '.join(missing)}; unpack model.tar.gz there")
+    device = choose_device(settings["allow_cpu"])
     # nnU-Net looks for trainers in its own package and in these folders, and reads the variable when it is imported.
     import nnunet_deconver.shim
 
@@ -100,8 +214,6 @@ def load_predictor(model: Path, settings: dict):
     os.environ["nnUNet_extTrainer"] = os.pathsep.join(map(str, (shim, HERE / "trainers")))
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"device: {torch.cuda.get_device_name() if device.type == 'cuda' else 'cpu'}")
     predictor = nnUNetPredictor(
         use_mirroring=settings["mirroring"],
         perform_everything_on_device=settings["everything_on_device"],
@@ -112,22 +224,85 @@ def load_predictor(model: Path, settings: dict):
     return predictor
 
 
-def find_cases(inputs: Path, output: Path, settings: dict, channels: int) -> list[Case]:
-    """The cases in a folder; a job of grand-challenge is one.
+def choose_device(allow_cpu: bool) -> torch.device:
+    """The GPU, or the CPU where there is none.
 
     Args:
-        inputs: folder with inputs.json, or with images.
-        output: folder for what will be segmented.
+        allow_cpu: whether the CPU will also do where there is a GPU that cannot be used.
+
+    Raises:
+        UnusableError: if there is a GPU that cannot be used, and the CPU will not do.
+    """
+    try:
+        # Needs a driver that knows this CUDA, and a kernel for this GPU.
+        torch.ones(1, device="cuda").add_(1).item()
+        return torch.device("cuda")
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        reason = " ".join(str(error).split())
+    if not gpu_is_visible():
+        print("no GPU is visible; computing on the CPU, which takes long", file=sys.stderr, flush=True)
+    elif allow_cpu:
+        print(f"the GPU cannot be used ({reason}); computing on the CPU, which takes long", file=sys.stderr, flush=True)
+    else:
+        raise UnusableError(
+            f"there is a GPU, and torch {torch.__version__} cannot use it: {reason}; export with a --cuda that its "
+            "driver knows, or with --allow-cpu to compute on the CPU, which takes long"
+        )
+    return torch.device("cpu")
+
+
+def gpu_is_visible() -> bool:
+    """Whether there is an NVIDIA GPU, of use or not, that is not hidden on purpose."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    # "all" says nothing: images say it themselves, wherever they run.
+    named = os.environ.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "all", "none", "void")
+    return named or torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def segment_all(inputs: Path, output: Path, predictor, settings: dict) -> int:
+    """Segments all cases in a folder.
+
+    Args:
+        inputs: folder with cases.
+        output: folder for results.
+        predictor: with the model.
+        settings: of settings.json.
+
+    Returns:
+        0 if every case was segmented, else 1.
+    """
+    try:
+        cases = find_cases(inputs, settings, len(predictor.dataset_json["channel_names"]))
+    except UnusableError as error:
+        return fail(error)
+    failed = [case.name for case in cases if not segment(case, output, predictor, settings)]
+    print(f"{len(cases) - len(failed)} of {len(cases)} cases segmented", flush=True)
+    return fail(f"not segmented: {', '.join(failed)}") if failed else 0
+
+
+def find_cases(inputs: Path, settings: dict, channels: int) -> list[Case]:
+    """The cases in a folder.
+
+    Args:
+        inputs: folder in the layout of settings.json: "files" are images with nnU-Net's names; "cases" are folders with
+            an image per channel; "sockets" are a job of grand-challenge, inputs.json and a folder per socket, or
+            "files" where there is no inputs.json.
         settings: of settings.json.
         channels: how many the model takes.
 
     Raises:
         UnusableError: if there are none, or a job's sockets are not as they must be.
     """
-    if (inputs / "inputs.json").is_file():
-        return [job(inputs, output, settings)]
     if not inputs.is_dir():
         raise UnusableError(f"input {inputs}: no such folder")
+    if settings["layout"] == "sockets" and (inputs / "inputs.json").is_file():
+        return [job(inputs, settings["input_sockets"])]
+    if settings["layout"] == "cases":
+        folders = sorted(path for path in inputs.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if not folders:
+            raise UnusableError(f"input {inputs}: has no folder; there must be one per case")
+        return [Case(folder.name, by_suffix(folder, settings["input_sockets"])) for folder in folders]
     paths = images_in(inputs)
     named = {path: match for path in paths if (match := re.fullmatch(r"(.+)_(\d{4})", stem(path)))}
     named = {path: match for path, match in named.items() if int(match[2]) < channels}
@@ -137,14 +312,41 @@ def find_cases(inputs: Path, output: Path, settings: dict, channels: int) -> lis
     cases: dict[str, Case] = {}
     for path in paths:
         name, channel = (named[path][1], int(named[path][2])) if path in named else (stem(path), 0)
-        cases.setdefault(name, Case(name, [], output / f"{name}.mha")).images.append((channel, path))
+        cases.setdefault(name, Case(name, [])).images.append((channel, path))
     if not cases:
-        raise UnusableError(f"input {inputs}: neither inputs.json nor an image ({' '.join(ENDINGS)}) is there")
+        needed = "neither inputs.json nor an image" if settings["layout"] == "sockets" else "no image"
+        raise UnusableError(f"input {inputs}: {needed} ({' '.join(ENDINGS)}) is there")
     return list(cases.values())
 
 
-def job(inputs: Path, output: Path, settings: dict) -> Case:
-    """The case of a job of grand-challenge; raises UnusableError unless each socket has its image."""
+def by_suffix(folder: Path, interfaces: list[list[str]]) -> list[tuple[int, Path]]:
+    """The images of a case by channel, told by how their names end: t1c, -t1c or _t1c for the suffix t1c.
+
+    Args:
+        folder: of the case.
+        interfaces: a suffix per channel, in ways that are tried in turn; the first that finds an image for each counts,
+            else the last.
+    """
+    found = []
+    for suffixes in interfaces:
+        ends = [re.compile(rf"(.*[-_])?{re.escape(suffix)}", re.DOTALL) for suffix in suffixes]
+        paths = images_in(folder)
+        found = [(channel, path) for channel, end in enumerate(ends) for path in paths if end.fullmatch(stem(path))]
+        if {channel for channel, _ in found} == set(range(len(suffixes))):
+            break
+    return found
+
+
+def job(inputs: Path, interfaces: list[list[str]]) -> Case:
+    """The case of a job of grand-challenge.
+
+    Args:
+        inputs: folder with inputs.json.
+        interfaces: a socket per channel, in ways that are tried in turn; none for the image sockets as they are listed.
+
+    Raises:
+        UnusableError: unless each socket has its image.
+    """
     path = inputs / "inputs.json"
     try:
         # What is a socket now was called an interface before.
@@ -152,23 +354,27 @@ def job(inputs: Path, output: Path, settings: dict) -> Case:
         folders = {socket["slug"]: socket["relative_path"] for socket in sockets}
     except (KeyError, TypeError) as error:
         raise UnusableError(f"{path}: must list sockets, each with slug and relative_path ({error!r})") from error
-    folders = {slug: inputs / folder for slug, folder in folders.items() if folder.startswith("images/")}
-    chosen = settings["input_sockets"] or list(folders)
-    missing = [slug for slug in chosen if slug not in folders]
-    if missing or not chosen:
+    images = [slug for slug, folder in folders.items() if folder.startswith("images/")]
+    ways = [way for way in interfaces or [images] if set(way) <= set(images)]
+    if not images or not ways:
+        needed = " or ".join(", ".join(way) for way in interfaces) or "any"
         raise UnusableError(
-            f"{path}: has no image socket {', '.join(missing)}; it has: {', '.join(folders) or 'none'}; "
+            f"{path}: has not the image sockets that are needed ({needed}); it has: {', '.join(images) or 'none'}; "
             "input_sockets in settings.json says which the model takes"
         )
-    images = []
+    chosen = ways[0]
+    unused = [f"{slug} ({folder})" for slug, folder in folders.items() if slug not in chosen]
+    if unused:
+        print(f"inputs passed over: {', '.join(unused)}", flush=True)
+    found = []
     for channel, slug in enumerate(chosen):
-        found = images_in(folders[slug]) if folders[slug].is_dir() else []
-        if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "none"
-            raise UnusableError(f"socket {slug}: needs one image in {folders[slug]}, has {len(found)}: {names}")
-        images.append((channel, found[0]))
-    name = stem(images[0][1])
-    return Case(name, images, output / "images" / settings["output_socket"] / f"{name}.mha")
+        folder = inputs / folders[slug]
+        paths = images_in(folder) if folder.is_dir() else []
+        if len(paths) != 1:
+            names = ", ".join(file.name for file in paths) or "none"
+            raise UnusableError(f"socket {slug}: needs one image in {folder}, has {len(paths)}: {names}")
+        found.append((channel, paths[0]))
+    return Case(stem(found[0][1]), found)
 
 
 def ending(path: Path) -> str:
@@ -187,26 +393,72 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def segment(case: Case, predictor) -> bool:
-    """Segments a case and writes its labels, or says on stderr why it cannot."""
+def segment(case: Case, output: Path, predictor, settings: dict) -> bool:
+    """Segments a case and writes what settings.json asks for, or says on stderr why it cannot.
+
+    Args:
+        case: to segment.
+        output: folder for results.
+        predictor: with the model.
+        settings: of settings.json.
+
+    Returns:
+        Whether it could.
+    """
     print(f"{case.name}: {', '.join(f'channel {channel}: {path}' for channel, path in case.images)}", flush=True)
     try:
         with tempfile.TemporaryDirectory() as scratch:
+            start = time.monotonic()
             images = read_images(case, predictor)
             files = for_nnunet(case, images, predictor, Path(scratch))
             reference = images[0]
             del images
-            predict(predictor, files, f"{scratch}/labels")
-            labels = sitk.ReadImage(f"{scratch}/labels{predictor.dataset_json['file_ending']}")
-        write(labels, reference, case.output)
+            data, properties = preprocess(predictor, files)
+            read = time.monotonic()
+            logits, device = predict(predictor, data)
+            predicted = time.monotonic()
+            write_outputs(case, reference, logits, properties, output, predictor, settings)
+            written = time.monotonic()
     # Whatever is wrong with a case must not cost the others.
     except Exception as error:
         if not isinstance(error, UnusableError):
             traceback.print_exc()
-        print(f"error: {case.name}: {error or type(error).__name__}", file=sys.stderr, flush=True)
+        fail(f"{case.name}: {error or type(error).__name__}")
         return False
-    print(f"{case.name}: wrote {case.output}", flush=True)
+    path = deconvolution_path(predictor.network, device)
+    print(
+        f"{case.name}: {' x '.join(map(str, reference.GetSize()))} voxels; read in {read - start:.1f} s, predicted in "
+        f"{predicted - read:.1f} s on {device_name(device)}{f' (NDC: {path})' if path else ''}, written in "
+        f"{written - predicted:.1f} s",
+        flush=True,
+    )
     return True
+
+
+def device_name(device: torch.device) -> str:
+    """A GPU's own name, or "cpu"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | None:
+    """What computes a network's nonnegative deconvolutions (NDC) on a device; None if it has none."""
+    from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
+    from nnunet_deconver.ops.nonnegative_deconvolution import backends
+
+    if not any(isinstance(module, NonnegativeDeconvolution) for module in network.modules()):
+        return None
+    path, reason = getattr(backends, "explain_backend", explain_backend)(device)
+    return path if reason is None else f"{path}, because {reason}"
+
+
+def explain_backend(device: torch.device) -> tuple[str, str | None]:
+    """What `backends.explain_backend` says, for a package that has none."""
+    from nnunet_deconver.ops.nonnegative_deconvolution import backends
+
+    preferred = backends.PREFERRED.get(device.type, "plain")
+    x, filter = torch.zeros(1, 16, 8, 8, 8, device=device), torch.zeros(16, 1, 3, 3, 3, device=device)
+    obstacle = backends.BACKENDS[preferred].obstacle(x, x, filter, 16, 1)
+    return (preferred, None) if obstacle is None else ("plain", obstacle)
 
 
 def read_images(case: Case, predictor) -> list[sitk.Image]:
@@ -215,6 +467,10 @@ def read_images(case: Case, predictor) -> list[sitk.Image]:
     Raises:
         UnusableError: if one cannot be read, or they are not what the model takes.
     """
+    names = predictor.dataset_json["channel_names"]
+    needed = ", ".join(f"{number}: {name}" for number, name in names.items())
+    if not case.images:
+        raise UnusableError(f"the model takes the channels {needed}; there are none")
     images = []
     for _, path in case.images:
         try:
@@ -239,10 +495,8 @@ def read_images(case: Case, predictor) -> list[sitk.Image]:
                 f"{path}: has size {image.GetSize()} and spacing {image.GetSpacing()}, but {case.images[0][1].name} "
                 f"has size {reference.GetSize()} and spacing {reference.GetSpacing()}; they must be the same"
             )
-    names = predictor.dataset_json["channel_names"]
     in_order = [channel for channel, _ in case.images] == list(range(len(images)))
     if not in_order or sum(image.GetNumberOfComponentsPerPixel() for image in images) != len(names):
-        needed = ", ".join(f"{channel}: {name}" for channel, name in names.items())
         found = ", ".join(f"{channel}: {path.name}" for channel, path in case.images)
         raise UnusableError(f"the model takes the channels {needed}; there are {found}")
     return images
@@ -281,28 +535,44 @@ def for_nnunet(case: Case, images: list[sitk.Image], predictor, folder: Path) ->
     return [str(file) for file in files]
 
 
-def predict(predictor, files: list[str], output: str):
-    """Predicts a case on the predictor's device; on the CPU, from then on, if the GPU's memory does not suffice.
+def preprocess(predictor, files: list[str]) -> tuple[torch.Tensor, dict]:
+    """What nnU-Net's preprocessing makes of a case, and what it needs to know to undo it."""
+    configuration = predictor.configuration_manager
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case(
+        files, None, predictor.plans_manager, configuration, predictor.dataset_json
+    )
+    return torch.as_tensor(data), properties
+
+
+def predict(predictor, data: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
+    """Predicts a case on the predictor's device, or on the CPU if the GPU's memory does not suffice.
 
     Args:
         predictor: with the model.
-        files: an image per channel.
-        output: path of the labels without ending.
+        data: (C, *S), preprocessed.
+
+    Returns:
+        Logits on the CPU, and the device they were computed on.
     """
+    device, everything_on_device = predictor.device, predictor.perform_everything_on_device
     try:
         with thread_failures_raised():
-            predictor.predict_from_files_sequential([files], [output])
-        return
+            return predictor.predict_logits_from_preprocessed_data(data).cpu(), device
     except RuntimeError as error:
         if not isinstance(error, torch.cuda.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
             raise
-        print(f"out of GPU memory ({error}); continuing on the CPU", flush=True)
+        reason = str(error)
     # Here and not above: the exception held on to what fills the memory.
-    predictor.device = torch.device("cpu")
-    predictor.perform_everything_on_device = False
+    print(f"out of GPU memory ({reason}); this case takes long, on the CPU", file=sys.stderr, flush=True)
+    predictor.device, predictor.perform_everything_on_device = torch.device("cpu"), False
     predictor.network.cpu()
     torch.cuda.empty_cache()
-    predictor.predict_from_files_sequential([files], [output])
+    try:
+        return predictor.predict_logits_from_preprocessed_data(data), predictor.device
+    finally:
+        # The next case may be smaller.
+        predictor.device, predictor.perform_everything_on_device = device, everything_on_device
 
 
 @contextlib.contextmanager
@@ -334,19 +604,110 @@ def thread_failures_raised() -> Iterator[None]:
         signal.signal(signal.SIGUSR1, handler)
 
 
-def write(labels: sitk.Image, reference: sitk.Image, path: Path):
-    """Writes labels as compressed .mha with origin, spacing and direction of the image they belong to."""
-    # Without what the model's format says besides, which .mha does not know and SimpleITK warns of.
-    labels = sitk.GetImageFromArray(sitk.GetArrayFromImage(labels))
-    labels.CopyInformation(reference)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_outputs(
+    case: Case, reference: sitk.Image, logits: torch.Tensor, properties: dict, output: Path, predictor, settings: dict
+):
+    """Writes labels and probabilities of a case.
+
+    Args:
+        case: of which they are.
+        reference: the first of its images.
+        logits: of its preprocessed images.
+        properties: from `preprocess`.
+        output: folder for results.
+        predictor: with the model.
+        settings: of settings.json.
+    """
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+    manager, dataset = predictor.plans_manager, predictor.dataset_json
+    maps = any(wanted["probability"] is not None for wanted in settings["outputs"])
+    labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, manager, predictor.configuration_manager, predictor.label_manager, properties, maps
+    )
+    labels, probabilities = labels if maps else (labels, None)
+    writer = manager.image_reader_writer_class()
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / f"{case.name}{dataset['file_ending']}"
+        writer.write_seg(labels, str(written), properties)
+        for wanted in settings["outputs"]:
+            folder = output / wanted["folder"]
+            folder.mkdir(parents=True, exist_ok=True)
+            if wanted["probability"] is not None:
+                values = probabilities[channel_of(wanted["probability"], dataset, predictor.label_manager)]
+                image = sitk.GetImageFromArray(as_written(values, writer, properties, dataset["file_ending"]))
+                known = settings["ending"] or dataset["file_ending"]
+                write(image, reference, folder / f"{case.name}{'.tif' if known in OF_INTEGERS else known}")
+            elif settings["ending"] is None:
+                # As nnU-Net leaves it, which with some formats is two files.
+                for file in written.parent.iterdir():
+                    with whole_file(folder / file.name) as unfinished:
+                        shutil.copyfile(file, unfinished)
+            else:
+                # Without what the model's format says besides, which others do not know and SimpleITK warns of.
+                image = sitk.GetImageFromArray(sitk.GetArrayFromImage(sitk.ReadImage(str(written))))
+                write(image, reference, folder / f"{case.name}{settings['ending']}")
+
+
+def channel_of(name: str, dataset: dict, label_manager) -> int:
+    """Where nnU-Net puts the probability of a label or region of dataset.json."""
+    if label_manager.has_regions:
+        return [region for region in dataset["labels"] if region not in ("background", "ignore")].index(name)
+    (value,) = np.atleast_1d(dataset["labels"][name])
+    return label_manager.all_labels.index(value)
+
+
+def as_written(values: np.ndarray, writer, properties: dict, file_ending: str) -> np.ndarray:
+    """Lays an array along the axes of the image file, as nnU-Net's writer lays labels.
+
+    Readers may turn images, and writers turn labels back, but write integers alone: a small array of them shows how.
+
+    Args:
+        values: (z, y, x) as nnU-Net has them.
+        writer: of the model.
+        properties: from `preprocess`.
+        file_ending: of the writer's files.
+
+    Returns:
+        The same values in float32, (z, y, x) or (y, x) of the file.
+    """
+    probe = np.arange(5 * 6 * 7, dtype=np.uint8).reshape(5, 6, 7)[: values.shape[0]]
+    # Writers check what they wrote against the size of the image, and print.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(StringIO()):
+        writer.write_seg(probe, f"{scratch}/probe{file_ending}", properties)
+        found = sitk.GetArrayFromImage(sitk.ReadImage(f"{scratch}/probe{file_ending}"))
+    flat = found.ndim == 2
+    found = found[None] if flat else found
+    axes = [probe.shape.index(size) for size in found.shape]
+    for steps in itertools.product((1, -1), repeat=3):
+        turn = tuple(slice(None, None, step) for step in steps)
+        if np.array_equal(probe.transpose(axes)[turn], found):
+            turned = np.ascontiguousarray(values.transpose(axes)[turn], np.float32)
+            return turned[0] if flat else turned
+    raise UnusableError(
+        f"{type(writer).__name__} changes labels in other ways than turning them; probabilities cannot follow"
+    )
+
+
+def write(image: sitk.Image, reference: sitk.Image, path: Path):
+    """Writes labels or probabilities, compressed, with origin, spacing and direction of the image they belong to."""
+    image.CopyInformation(reference)
+    with whole_file(path) as unfinished:
+        sitk.WriteImage(image, str(unfinished), useCompression=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write to, which becomes `path` when all is written."""
     unfinished = path.with_name(f".{path.name}")
     try:
-        sitk.WriteImage(labels, str(unfinished), useCompression=True)
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
+    # The first process of a container ignores it otherwise; and temporary files are to be removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -79,6 +79,40 @@ def test_a_wheel_of_installed_files_equals_the_one_they_came_from(wheel, tmp_pat
     assert before == after
 
 
+def tree(folder: Path) -> dict[Path, tuple]:
+    """Everything below a folder, with its time of change and its content."""
+    return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
+
+
+@pytest.fixture(params=["git", "no git", "unpacked"])
+def clone(request, tmp_path, monkeypatch) -> Path:
+    """An editable clone as work leaves it, in a repository of its own or in none."""
+    source = tmp_path / "clone"
+    packages._copy_source(Path(__file__).parents[2], source)
+    (source / "nnunet_deconver.egg-info").mkdir()
+    (source / "nnunet_deconver.egg-info" / "SOURCES.txt").write_text("nnunet_deconver/deleted_long_ago.py")
+    (source / "build" / "lib" / "nnunet_deconver").mkdir(parents=True)
+    (source / "build" / "lib" / "nnunet_deconver" / "deleted_long_ago.py").touch()
+    if request.param != "unpacked":
+        git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
+        for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+            subprocess.run([*git, *command], check=True)
+        (source / "CHANGELOG.md").unlink()
+    (source / "nnunet_deconver" / "shim" / "new.py").touch()
+    if request.param == "no git":
+        monkeypatch.setenv("PATH", "/nowhere")
+    return source
+
+
+def test_a_clone_stays_as_it_is(clone, tmp_path):
+    before = tree(clone)
+    (tmp_path / "wheels").mkdir()
+    wheel = packages._build("nnunet-deconver", clone, tmp_path / "wheels")
+    assert tree(clone) == before
+    assert {"nnunet_deconver/shim/new.py", "nnunet_deconver/trainers/__init__.py"} <= files(wheel).keys()
+    assert not [name for name in files(wheel) if "deleted_long_ago" in name]
+
+
 def test_a_source_that_cannot_be_built_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(packages.sys, "executable", "false")
     with pytest.raises(CommandError, match=r"nnunet-deconver is installed editable, and its source .* could not"):
@@ -115,9 +149,12 @@ def environment(monkeypatch):
         for each in (
             Installed("nnunet-deconver", "0.1.0", ["nnunetv2>=2", "torch", 'pytest; extra == "dev"']),
             Installed("nnunetv2", "2.8.1", ["torch", "Needs_Extra[fast]", "absent; python_version >= '3'"]),
-            Installed("torch", "2.9.0+cu126", ['cuda==1; platform_system == "Linux"', 'win==1; os_name == "nt"']),
-            Installed("needs-extra", "3", ['quick; extra == "fast"', 'slow; extra == "other"', "nnunetv2"]),
-            *(Installed(name, "1") for name in ("pytest", "cuda", "win", "quick", "slow", "unrelated")),
+            Installed("torch", "2.15.0", ["nvidia-cu13==1", "triton", "sympy", "numpy", "quick"]),
+            Installed("torchvision", "0.30", ["torch", "pillow"]),
+            Installed("needs-extra", "3", ['quick; extra == "fast"', 'slow; extra == "other"', "torchvision"]),
+            Installed("quick", "1", ['linux==1; platform_system == "Linux"', 'win==1; os_name == "nt"', "nnunetv2"]),
+            *(Installed(name, "1") for name in ("pytest", "linux", "win", "slow", "unrelated", "pillow")),
+            *(Installed(name, "1") for name in ("nvidia-cu13", "triton", "sympy", "numpy")),
             Installed("mine", "1", direct_url='{"url": "file:///x", "dir_info": {}}'),
         )
     }
@@ -128,21 +165,40 @@ def environment(monkeypatch):
 
 
 def test_requirements_are_exact_and_those_of_linux(environment, tmp_path):
-    versions = packages.write_requirements(tmp_path)
+    versions = packages.write_requirements(tmp_path, "2.14.1", "12.6")
     assert (tmp_path / "requirements.txt").read_text().splitlines() == [
-        "cuda==1",
+        "linux==1",
         "needs-extra==3",
         "./wheels/nnunet-deconver.whl",
         "nnunetv2==2.8.1",
         "quick==1",
-        "torch==2.9.0",
     ]
-    assert versions["torch"] == "2.9.0"
+    assert versions["nnunetv2"] == "2.8.1"
+
+
+def test_torch_and_what_it_alone_needs_come_from_pytorchs_index(environment, tmp_path):
+    """As for the CUDA that was asked for, which need not be the one installed here."""
+    environment["nnunetv2"].requires.append("numpy")
+    assert packages.write_requirements(tmp_path, "2.14.1", "12.6")["torch"] == "2.14.1+cu126"
+    assert (tmp_path / "requirements-torch.txt").read_text().splitlines() == [
+        "--index-url https://download.pytorch.org/whl/cu126",
+        "torch==2.14.1+cu126",
+        "torchvision",
+    ]
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert "numpy==1" in lines
+    assert not {"torch", "torchvision", "nvidia-cu13", "triton", "sympy"} & {line.partition("==")[0] for line in lines}
+
+
+def test_torchvision_is_not_installed_where_it_was_not(environment, tmp_path):
+    del environment["torchvision"]
+    packages.write_requirements(tmp_path, "2.15.0", "13.2")
+    assert "torchvision" not in (tmp_path / "requirements-torch.txt").read_text()
 
 
 def test_what_no_index_has_travels_as_a_wheel(environment, tmp_path):
     environment["nnunetv2"].direct_url = '{"url": "file:///clone", "dir_info": {"editable": true}}'
-    environment["torch"].requires.append("mine")
-    packages.write_requirements(tmp_path)
+    environment["quick"].requires.append("mine")
+    packages.write_requirements(tmp_path, "2.15.0", "13.2")
     lines = (tmp_path / "requirements.txt").read_text().splitlines()
     assert {"./wheels/mine.whl", "./wheels/nnunet-deconver.whl", "./wheels/nnunetv2.whl"} <= set(lines)
