@@ -79,9 +79,7 @@ def failure(x: Tensor, source: Tensor, filter: Tensor, groups: int) -> str | Non
         return None
     dtypes = (x.dtype, source.dtype, filter.dtype)
     kind = _Kind(x.device, dtypes, x.shape[1] // groups, tuple(filter.shape[2:]), filter.shape[1])
-    # A graph of launches that is being recorded has no results yet.
-    recorded = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if kind not in _tried and x.device not in _failures and not recorded:
+    if kind not in _tried and x.device not in _failures and not _records(x.device):
         try:
             wrong = _what_is_wrong(kind)
         except torch.cuda.OutOfMemoryError:
@@ -92,6 +90,11 @@ def failure(x: Tensor, source: Tensor, filter: Tensor, groups: int) -> str | Non
             _give_up(x.device, wrong)
         _tried.add(kind)
     return _failures.get(x.device)
+
+
+def _records(device: torch.device) -> bool:
+    """Whether launches are recorded as a graph, which has no results yet."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _give_up(device: torch.device, wrong: str):
