@@ -88,7 +88,7 @@ at /opt/ml/model. Settings of the algorithm that must fit: its sockets, and the 
         model_apart=False,
         # BrainLesion/BraTS at 6c3fb6b (2026-08-19), which runs these images, opens all that is in /output as NIfTI.
         labels_only=True,
-        reads="a folder per case with one NIfTI file per modality: `CASE/CASE-t1c.nii.gz`, ...",
+        reads="a folder per case with one NIfTI file per modality: `CASE/CASE-t1c.nii.gz` and so on",
         writes="`CASE$ending` for each case, with the labels of the dataset the model was trained on",
         hand_in=f"""\
 {SAVE_IMAGE}

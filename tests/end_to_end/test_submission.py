@@ -43,9 +43,9 @@ for _ in range(600):
 class Container:
     """An exported folder as a running image has it, on folders of the test."""
 
-    def __init__(self, export: Path, root: Path):
+    def __init__(self, export: Path, root: Path, threads: dict[str, str]):
         self.input, self.output, self.model = root / "input", root / "output", root / "model"
-        self.export, self.root, self.log = export, root / "root", root / "log"
+        self.export, self.root, self.log, self.threads = export, root / "root", root / "log", threads
         for folder in (self.input, self.output, self.model, self.root):
             folder.mkdir(parents=True)
         self.output.chmod(0o777)
@@ -58,8 +58,7 @@ class Container:
         dockerfile = (self.export / "Dockerfile").read_text()
         environment = dict(re.findall(r"(\w+)=(\S+)", re.search(r"^ENV (.*\n)+?(?=\n)", dockerfile, re.M)[0]))
         entrypoint = json.loads(re.search(r"^ENTRYPOINT (.*)", dockerfile, re.M)[1])
-        # Threads that spin while they wait slow down whoever else uses these cores.
-        environment |= {name: value for name, value in os.environ.items() if name.startswith("OMP_")}
+        environment |= self.threads
         python = Path(sys.executable)
         read_only = {sys.base_prefix, sys.prefix, str(Path(nnunet_deconver.__file__).parents[1])}
         binds = [[folder, folder, False] for folder in sorted(read_only)]
@@ -107,12 +106,17 @@ class Container:
 
 
 @pytest.fixture
-def container(tmp_path):
-    """A function that makes a container of an exported folder."""
+def container(nnunet, tmp_path):
+    """A function that makes a container of an exported folder, with as many threads as nnU-Net's commands have here.
+
+    How numbers are shared among threads decides how they are rounded.
+    """
     done = subprocess.run([*UNSHARE, "mount", "--make-rprivate", "/"], capture_output=True, text=True)
     if os.getuid() != 0 or done.returncode:
         pytest.skip(f"needs a root that may make namespaces: {done.stderr.strip() or 'not root'}")
-    return lambda export: Container(export, tmp_path / "container")
+    named = {name: nnunet.environment.get(name) for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "nnUNet_def_n_proc")}
+    threads = {name: value for name, value in named.items() if value is not None}
+    return lambda export: Container(export, tmp_path / "container", threads)
 
 
 TRIES = """
@@ -171,9 +175,10 @@ def trained(nnunet, tiny):
     return nnunet.train(901, "nnUNetTrainerDeconverTiny", **tiny)[1]
 
 
+OURS = "trainer of this package"
 MODELS = {
     "trainer of the user's own": ("nnUNetTrainerDeconverTiny", deconver_architecture, False),
-    "trainer of this package": ("nnUNetTrainerDeconver", deconver_architecture, False),
+    OURS: ("nnUNetTrainerDeconver", deconver_architecture, False),
     "stock trainer, plans that name Deconver": ("nnUNetTrainer", deconver_architecture, True),
     "stock trainer and plans": ("nnUNetTrainer", dict, True),
 }
@@ -229,7 +234,8 @@ def read(path: Path) -> np.ndarray:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
 
 
-@pytest.mark.parametrize("kind", MODELS)
+# The remaining one is in every test below.
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != OURS])
 def test_voxels_are_those_of_nnunet(nnunet, tiny, trained, label_finding, container, tmp_path, kind):
     """A model of each way to find its network, of two folds, on the .mha that grand-challenge gives."""
     model = write_model(kind, trained, label_finding, tmp_path / "results")
@@ -256,7 +262,7 @@ def test_voxels_are_those_of_nnunet(nnunet, tiny, trained, label_finding, contai
 def deconver(nnunet, tiny, trained, label_finding, tmp_path_factory) -> SimpleNamespace:
     """A model, two images, and the folder of what nnUNetv2_predict makes of them with --save_probabilities."""
     root = tmp_path_factory.mktemp("deconver")
-    model = write_model("trainer of this package", trained, label_finding, root / "results")
+    model = write_model(OURS, trained, label_finding, root / "results")
     raw = nnunet.raw / "Dataset901_Tiny"
     (root / "images").mkdir()
     images = {}
