@@ -443,22 +443,12 @@ def device_name(device: torch.device) -> str:
 def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | None:
     """What computes a network's nonnegative deconvolutions (NDC) on a device; None if it has none."""
     from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
-    from nnunet_deconver.ops.nonnegative_deconvolution import backends
+    from nnunet_deconver.ops import explain_backend
 
     if not any(isinstance(module, NonnegativeDeconvolution) for module in network.modules()):
         return None
-    path, reason = getattr(backends, "explain_backend", explain_backend)(device)
+    path, reason = explain_backend(device)
     return path if reason is None else f"{path}, because {reason}"
-
-
-def explain_backend(device: torch.device) -> tuple[str, str | None]:
-    """What `backends.explain_backend` says, for a package that has none."""
-    from nnunet_deconver.ops.nonnegative_deconvolution import backends
-
-    preferred = backends.PREFERRED.get(device.type, "plain")
-    x, filter = torch.zeros(1, 16, 8, 8, 8, device=device), torch.zeros(16, 1, 3, 3, 3, device=device)
-    obstacle = backends.BACKENDS[preferred].obstacle(x, x, filter, 16, 1)
-    return (preferred, None) if obstacle is None else ("plain", obstacle)
 
 
 def read_images(case: Case, predictor) -> list[sitk.Image]:
