@@ -25,9 +25,11 @@ HEAD_ENTRIES = {"conv": None, "nerdm": {"name": "nerdm"}, "nerdc": {"name": "ner
 GEOMETRIES = {
     "2d": (nn.Conv2d, [[3, 3]] * 3, [[1, 1], [2, 2], [2, 2]], (8, 12)),
     "3d": (nn.Conv3d, [[3, 3, 3]] * 3, [[1, 1, 1], [2, 2, 2], [2, 2, 2]], (8, 8, 8)),
-    "anisotropic": (nn.Conv3d, [[1, 3, 3], [1, 3, 3], [3, 3, 3]], [[1, 1, 1], [1, 2, 2], [2, 2, 2]], (8, 16, 24)),
+    "anisotropic": (nn.Conv3d, [[1, 3, 3], [1, 3, 3], [3, 3, 3]], [[1, 1, 1], [1, 2, 2], [2, 2, 2]], (4, 8, 12)),
 }
-EVERYTHING = list(itertools.product(BACKBONES, UPSAMPLING_ENTRIES, HEAD_ENTRIES, GEOMETRIES, (False, True)))
+EVERYTHING = list(itertools.product(BACKBONES, UPSAMPLING_ENTRIES, HEAD_ENTRIES))
+# One axis at most is not as the backbone has it.
+ONE_AXIS = [axes for axes in itertools.product(UPSAMPLING_ENTRIES, HEAD_ENTRIES) if {"transposed", "conv"} & set(axes)]
 
 
 def build(backbone, upsampling=None, head=None, geometry="3d", deep_supervision=False, *, inputs=1, classes=3):
@@ -57,7 +59,8 @@ def image(geometry, *, batch=2, inputs=1):
     return torch.randn(batch, inputs, *GEOMETRIES[geometry][3])
 
 
-@pytest.mark.parametrize("backbone, upsampling, head, geometry, deep_supervision", EVERYTHING)
+@pytest.mark.parametrize("geometry, deep_supervision", [*itertools.product(GEOMETRIES, [True]), ("2d", False)])
+@pytest.mark.parametrize("backbone, upsampling, head", EVERYTHING)
 def test_contract(backbone, upsampling, head, geometry, deep_supervision):
     torch.manual_seed(0)
     arguments = (backbone, UPSAMPLING_ENTRIES[upsampling], HEAD_ENTRIES[head], geometry, deep_supervision)
@@ -96,11 +99,11 @@ def test_contract(backbone, upsampling, head, geometry, deep_supervision):
         torch.testing.assert_close(other(x), network(x))
 
 
-@pytest.mark.parametrize("backbone, upsampling, head", itertools.product(BACKBONES, UPSAMPLING_ENTRIES, HEAD_ENTRIES))
+@pytest.mark.parametrize("upsampling, head", ONE_AXIS)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_no_images_have_an_output_and_zero_gradients(backbone, upsampling, head, path, check_empty_batch):
     network = build(backbone, UPSAMPLING_ENTRIES[upsampling], HEAD_ENTRIES[head], "anisotropic", True)
-    shapes = [output.shape for output in network(image("anisotropic", batch=1))]
-    check_empty_batch(network, image("anisotropic", batch=0).shape, [(0, *shape[1:]) for shape in shapes])
+    check_empty_batch(network, (0, 1, 4, 8, 12), [(0, 3, 4, 8, 12), (0, 3, 4, 4, 6)])
 
 
 @pytest.mark.parametrize("entry", [None, {"name": "transposed"}], ids=["none", "by-name"])
@@ -162,7 +165,7 @@ def test_feature_map_size_counts_what_the_axes_add(backbone, deep_supervision):
     size = GEOMETRIES["anisotropic"][3]
     plain = build(backbone, geometry="anisotropic", deep_supervision=deep_supervision)
     dtc = build(backbone, {"name": "dtc"}, geometry="anisotropic", deep_supervision=deep_supervision)
-    voxels = [8 * 16 * 24, 8 * 8 * 12, 4 * 4 * 6]
+    voxels = [4 * 8 * 12, 4 * 4 * 6, 2 * 2 * 3]
     added = (4 * voxels[1] + 6 * voxels[0]) + (8 * voxels[2] + 6 * voxels[1])
     assert dtc.compute_conv_feature_map_size(size) - plain.compute_conv_feature_map_size(size) == added
     nerdm = build(backbone, None, {"name": "nerdm"}, geometry="anisotropic", deep_supervision=deep_supervision)

@@ -318,20 +318,20 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize(
     "form, batch, channels, classes, extent",
     [
-        ("normalise", 2, 32, 0, 128),
-        ("map_first", 2, 32, 4, 128),
-        ("image_first", 2, 32, 4, 128),
-        ("map_first", 2, 32, 105, 64),
-        ("image_first", 2, 32, 105, 40),
-        ("image_first", 2, 320, 105, 32),
-        ("map_first", 16, 320, 1, 64),
-        ("normalise", 16, 320, 0, 64),
-        ("map_first", 1, 1, 1, 128),
-        ("image_first", 1, 1, 1, 128),
+        ("normalise", 2, 32, 0, 80),
+        ("map_first", 2, 32, 4, 80),
+        ("image_first", 2, 32, 4, 64),
+        ("map_first", 2, 32, 105, 40),
+        ("image_first", 2, 32, 105, 28),
+        ("image_first", 2, 320, 105, 28),
+        ("map_first", 16, 320, 1, 32),
+        ("normalise", 16, 320, 0, 32),
+        ("map_first", 1, 1, 1, 96),
+        ("image_first", 1, 1, 1, 96),
     ],
 )
 def test_a_chunk_stays_within_its_bytes(form, batch, channels, classes, extent, dtype):
-    """Counted on fake tensors: all that lives at once, besides inputs and outputs, at the size of real patches."""
+    """Counted on fake tensors: all that lives at once, besides inputs and outputs, at the size of real chunks."""
     with FakeTensorMode():
         x = torch.empty(batch, channels, extent, extent, extent, dtype=dtype)
         layers = [torch.empty(32, 6), torch.empty(32), torch.empty(32, 32), torch.empty(32)]
@@ -345,7 +345,8 @@ def test_a_chunk_stays_within_its_bytes(form, batch, channels, classes, extent, 
         chunks = nerd_chunked._chunks_of(x, layers, form, classes, None)
     extra = [forward.peak - out.untyped_storage().nbytes(), backward.peak - d_x.untyped_storage().nbytes()]
     assert max(extra) <= CHUNK_BYTES
-    assert len(chunks) == 1 or extra[1] > CHUNK_BYTES / 3  # not much smaller than they may be
+    assert len(chunks) > 1
+    assert extra[1] > CHUNK_BYTES / 3  # not much smaller than they may be
 
 
 @pytest.mark.parametrize("form, classes, bias", FORMS)
