@@ -1,6 +1,8 @@
 # Every target sets itself up: a virtual environment in .venv with the project and nnU-Net in it.
 PYTHON ?= python3
 VENV ?= .venv
+# Processes that run tests side by side, each on one core.
+WORKERS ?= 2
 
 .PHONY: demo test bench lint format clean
 .DELETE_ON_ERROR:
@@ -17,7 +19,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),.)/speed

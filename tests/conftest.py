@@ -15,6 +15,11 @@ if not torch.cuda.is_available():
 
 
 def pytest_collection_modifyitems(items):
+    # Several workers: one of them runs nnU-Net's commands, on datasets that are made once, and begins with that.
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+    for item in items:
+        if "end_to_end" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("end_to_end"))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")
