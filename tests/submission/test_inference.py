@@ -369,10 +369,10 @@ def test_settings_can_be_changed_in_the_export(trained_model, submission, run, t
 @pytest.mark.parametrize(
     "names, cases",
     [
-        (("a_0000", "b_0000"), {"a", "b"}),
-        (("scan_0000", "scan_0001"), {"scan_0000", "scan_0001"}),
-        (("a_0000", "b"), {"a_0000", "b"}),
-        ((".a", "b"), {"b"}),
+        (("a_0000", "b_0000"), ("a", "b")),
+        (("scan_0000", "scan_0001"), ("scan_0000", "scan_0001")),
+        (("a_0000", "b"), ("a_0000", "b")),
+        ((".a", "b"), ("b",)),
     ],
     ids=str,
 )
