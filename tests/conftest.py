@@ -14,6 +14,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# Before pytest-xdist looks for groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     # Several workers: one of them runs nnU-Net's commands, on datasets that are made once, and begins with that.
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
