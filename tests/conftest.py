@@ -14,14 +14,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-# Before pytest-xdist looks for groups.
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    # Several workers: one of them runs nnU-Net's commands, on datasets that are made once, and begins with that.
+    # The longest first, so that no worker is left with them at the end.
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
-    for item in items:
-        if "end_to_end" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("end_to_end"))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA device")
