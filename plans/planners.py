@@ -241,15 +241,18 @@ class MemoryPlanner(PluginPlanner):
         def peak(batch_size: int) -> int:
             return self.memory(architecture, patch_size, batch_size).peak
 
-        # Nearly linear in the batch, so a straight line comes close; the rest is tried.
-        per_image = (peak(2 * smallest) - peak(smallest)) / smallest
-        batch_size = smallest + int((self._target - peak(smallest)) / per_image)
-        batch_size = max(min(batch_size, limit), smallest)
-        while batch_size > smallest and peak(batch_size) > self._target:
-            batch_size -= 1
-        while batch_size < limit and peak(batch_size + 1) <= self._target:
-            batch_size += 1
-        return batch_size
+        # Nearly linear in the batch: a straight line comes close, one through where it ends closer, and so on.
+        fits, too_large = smallest, limit + 1
+        batch_size = 2 * smallest
+        while too_large - fits > 1:
+            per_image = (peak(batch_size) - peak(smallest)) / (batch_size - smallest)
+            batch_size = smallest + int((self._target - peak(smallest)) / per_image)
+            batch_size = max(min(batch_size, too_large - 1), fits + 1)
+            if peak(batch_size) <= self._target:
+                fits = batch_size
+            else:
+                too_large = batch_size
+        return fits
 
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
         """The patch that the network takes in place of the one nnU-Net found."""

@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_deconver import plans as package
 from nnunet_deconver.networks.plans import DECONVER, build_network
 from nnunet_deconver.plans import planners
-from nnunet_deconver.plans.memory import GIB
+from nnunet_deconver.plans.memory import GIB, TrainingMemory
 from nnunet_deconver.plans.planners import ESTIMATE, make_planner
 
 DTC, NERDC = {"name": "dtc"}, {"name": "nerdc"}
@@ -148,9 +148,16 @@ def test_preprocessed_data_is_shared_with_default_plans_that_are_not_there_yet(p
 def test_the_largest_batch(curve, limit):
     planner = object.__new__(planners.DeconverPlanner)
     planner.UNet_min_batch_size, planner.UNet_vram_target_GB = 2, 8
-    planner.memory = lambda architecture, patch_size, batch: SimpleNamespace(peak=curve(batch) * GIB)
+    counted = set()
+
+    def memory(architecture, patch_size, batch):
+        counted.add(batch)
+        return SimpleNamespace(peak=curve(batch) * GIB)
+
+    planner.memory = memory
     fitting = [batch for batch in range(2, limit + 1) if curve(batch) <= 8]
     assert planner._largest_batch_size({}, [16, 16], limit) == max(fitting, default=2)
+    assert len(counted) <= 8  # each takes seconds
 
 
 def test_the_search_counts_what_fits_and_little_else():
@@ -182,6 +189,13 @@ class TestSmallDataset:
     def dataset(self, tmp_path, write_dataset, monkeypatch):
         monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
         monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
+
+        def training_memory(network, *, patch_size, batch_size, **further):
+            peak = GIB // 50 + 1000 * batch_size * math.prod(patch_size)
+            return TrainingMemory(parameters=0, gradients=0, optimizer=0, kept=0, kept_by={}, peak=peak)
+
+        # Counting takes a second each time, and no test here is about how much it is.
+        monkeypatch.setattr(planners, "training_memory", training_memory)
         return write_dataset(tmp_path, "Dataset850_Small", (32, 32, 32), (1, 1, 1))
 
     @staticmethod
