@@ -36,7 +36,7 @@ def path(request, monkeypatch):
             yield request.param
         return
     if request.param == "plain":
-        monkeypatch.setattr(backends, "PREFERRED", {})
+        monkeypatch.setattr(backends, "_named", "plain")
     yield request.param
 
 
