@@ -44,6 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction):
     )
     parser.add_argument("--class", dest="of", metavar="NAME", help="show one class or region; default: all in one")
     parser.add_argument("--channel", type=int, metavar="N", help="of the images to show; default: 0, or RGB in color")
+    parser.add_argument(
+        "--far",
+        type=float,
+        metavar="MM",
+        help="show false positives further than that from any foreground of the truth in a color of their own, and "
+        "their number; default: the smallest distance the first model was evaluated with (evaluate --far), if any",
+    )
     parser.add_argument("--plane", choices=PLANES, help="of 3D images; default: that of their slices, or axial")
     parser.set_defaults(run=run)
 
@@ -76,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out}: is a file; name a folder")
     if args.images is not None and not args.images.is_dir():
         raise CommandError(f"--images {args.images}: no such folder")
+    if args.far is not None and not 0 <= args.far < math.inf:
+        raise CommandError(f"--far {args.far}: must be a number of at least 0")
     names = name_models(args.models, args.names)
     from nnunet_deconver.cli.learned import draw_learned
     from nnunet_deconver.evaluation.cases import EvaluationError
@@ -87,9 +96,12 @@ def run(args: argparse.Namespace) -> int:
         sources = [find_files(evaluation, args.images) for evaluation in evaluations]
         chosen = choose_cases(evaluations, common, args.cases, args.of)
         problems = {} if args.cases else unmeasured(evaluations)
-        drawn = read_cases(sources, chosen, args.of, args.channel, problems)
+        settings = evaluations[0].summary["settings"]
+        far = min(settings.get("far", ()), default=None) if args.far is None else args.far
+        drawn = read_cases(sources, chosen, args.of, args.channel, problems, far)
         args.out.mkdir(parents=True, exist_ok=True)
-        paths = draw(drawn, sources[0].dataset, args) if drawn else []
+        legend = "" if far is None else f"false positive beyond {far:g} {settings['unit']}"
+        paths = draw(drawn, sources[0].dataset, args, legend) if drawn else []
         for source in sources:
             paths += draw_learned(source, list(chosen), args.out, problems)
     except EvaluationError as error:
@@ -196,7 +208,12 @@ def unmeasured(evaluations: Sequence) -> dict[str, str]:
 
 
 def read_cases(
-    sources: Sequence[Source], chosen: Mapping[str, str], of: str | None, channel: int | None, problems: dict[str, str]
+    sources: Sequence[Source],
+    chosen: Mapping[str, str],
+    of: str | None,
+    channel: int | None,
+    problems: dict[str, str],
+    far: float | None = None,
 ) -> list:
     """Reads cases, a `panels.Case` each.
 
@@ -206,20 +223,27 @@ def read_cases(
         of: class to show; None for all.
         channel: of the images to show; None for RGB in color, the first of others.
         problems: gets what is wrong with cases.
+        far: distance from all foreground of the truth beyond which false positives are far; None for none.
     """
     from nnunet_deconver.evaluation.cases import CaseError
 
     cases = []
     for name, rank in chosen.items():
         try:
-            cases.append(read_case(sources, name, rank, of, channel, problems))
+            cases.append(read_case(sources, name, rank, of, channel, problems, far))
         except CaseError as error:
             problems[name] = str(error)
     return cases
 
 
 def read_case(
-    sources: Sequence[Source], name: str, rank: str, of: str | None, channel: int | None, problems: dict[str, str]
+    sources: Sequence[Source],
+    name: str,
+    rank: str,
+    of: str | None,
+    channel: int | None,
+    problems: dict[str, str],
+    far: float | None,
 ):
     """Reads one case; what is wrong with a single prediction goes to `problems`.
 
@@ -229,6 +253,7 @@ def read_case(
     import numpy as np
 
     from nnunet_deconver.evaluation.cases import CaseError, find_images, load_image
+    from nnunet_deconver.evaluation.measure import far_masks
     from nnunet_deconver.evaluation.panels import Case, Prediction
 
     truth, spacing, predictions = None, None, {}
@@ -259,13 +284,17 @@ def read_case(
             labels = np.where(labels == dataset.ignore, labels, np.isin(labels, dataset.classes[of]))
         return axes.turn(labels)
 
+    mask = None
+    if far is not None:
+        (mask,) = far_masks(truth, spacing, dataset.classes, dataset.ignore, [far]).values()
+        mask = axes.turn(mask.reshape(image.shape[1:]))
     spacing = axes.turn_spacing((1.0,) * (3 - len(spacing)) + spacing)
     predictions = {
         model: prediction if prediction.labels is None else Prediction(shown(prediction.labels), prediction.dice)
         for model, prediction in predictions.items()
     }
     title = f"{rank}\n{name}" if rank else name
-    return Case(title, axes.turn(image if color else image[[channel]]), shown(truth), predictions, spacing)
+    return Case(title, axes.turn(image if color else image[[channel]]), shown(truth), predictions, spacing, mask)
 
 
 def read_labels(source: Source, name: str) -> tuple:
@@ -304,13 +333,13 @@ def dice_of(source: Source, name: str, of: str | None) -> float:
     return float((values[of] if of else values.get(MEAN, next(iter(values.values()))))[0])
 
 
-def draw(cases: Sequence, dataset, args: argparse.Namespace) -> list[Path]:
-    """Writes the picture of the cases."""
+def draw(cases: Sequence, dataset, args: argparse.Namespace, far: str) -> list[Path]:
+    """Writes the picture of the cases; `far` is the legend's text of far false positives."""
     from nnunet_deconver.evaluation.panels import draw_panels, label_names
 
     classes = {1: args.of} if args.of else label_names(dataset.classes)
     axis = None if args.plane is None else PLANES[args.plane]
-    return draw_panels(cases, classes, args.out / PANELS, ignore=dataset.ignore, axis=axis)
+    return draw_panels(cases, classes, args.out / PANELS, ignore=dataset.ignore, axis=axis, far=far)
 
 
 def render(cases: Sequence) -> str:

@@ -57,7 +57,7 @@ def measure(
     diagonal = math.hypot(*(length * size for length, size in zip(reference.shape, spacing, strict=True)))
     table = metrics(settings, reference.ndim)
     boxes = [_boxes(labels) for labels in (reference, prediction)]
-    far = _far_masks(reference, spacing, classes, ignore, settings)
+    far = far_masks(reference, spacing, classes, ignore, settings.far)
     values = []
     for name, labels in classes.items():
         # Most classes fill a small part of an image: measured there, all is faster.
@@ -73,8 +73,8 @@ def measure(
             (False, True): "prediction empty",
         }.get(tuple(empty), "")
         found = _metrics_of_masks(*masks, spacing, settings)
-        for metric_name, beyond in far.items():
-            found[metric_name] = float(np.count_nonzero(masks[1] & beyond[box]))
+        for distance, beyond in far.items():
+            found[far_name(distance, settings.unit)] = float(np.count_nonzero(masks[1] & beyond[box]))
         for metric, definition in table.items():
             value = _resolve(found[metric], definition, all(empty), diagonal, settings)
             values.append(Value(name, metric, value, note))
@@ -97,15 +97,26 @@ def _metrics_of_masks(
     return found
 
 
-def _far_masks(
+def far_masks(
     reference: np.ndarray,
     spacing: Sequence[float],
     classes: Mapping[str, tuple[int, ...]],
     ignore: int | None,
-    settings: Settings,
-) -> dict[str, np.ndarray]:
-    """Where a voxel is further from all foreground than a distance, by the metric's name."""
-    if not settings.far:
+    distances: Sequence[float],
+) -> dict[float, np.ndarray]:
+    """Where what is predicted is far from everything that should be.
+
+    Args:
+        reference: labels.
+        spacing: size of a voxel along each axis.
+        classes: name to the labels it is made of.
+        ignore: label of the reference that is no foreground; None if there is none.
+        distances: in the unit of `spacing`.
+
+    Returns:
+        Distance to mask of the voxels whose centres are further than that from those of all foreground.
+    """
+    if not distances:
         return {}
     from scipy import ndimage
 
@@ -113,11 +124,11 @@ def _far_masks(
         reference, [label for labels in classes.values() for label in labels if label not in (0, ignore)]
     )
     if foreground.any():
-        distances = ndimage.distance_transform_edt(~foreground, sampling=spacing)
+        nearest = ndimage.distance_transform_edt(~foreground, sampling=spacing)
     else:
-        distances = np.full(reference.shape, np.inf)
+        nearest = np.full(reference.shape, np.inf)
     # As with tolerances: a voxel exactly at the distance is not beyond it for a spacing's single precision.
-    return {far_name(limit, settings.unit): distances > limit * (1 + 1e-6) for limit in settings.far}
+    return {distance: nearest > distance * (1 + 1e-6) for distance in distances}
 
 
 def _resolve(value: float, metric: Metric, both_empty: bool, diagonal: float, settings: Settings) -> float:

@@ -11,12 +11,13 @@ import numpy as np
 
 from nnunet_deconver.evaluation.figures import COLUMN, FORMATS, save, styled
 
-CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS = 1, 2, 3, 4
+CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS, FAR = 1, 2, 3, 4, 5
 ERRORS = {
     CORRECT: ("true positive", "#1f6fff"),
     FALSE_POSITIVE: ("false positive", "#00c83c"),
     FALSE_NEGATIVE: ("false negative", "#ff1f1f"),
     WRONG_CLASS: ("wrong class", "#ffb000"),
+    FAR: ("false positive, far", "#ff2fd6"),
 }
 # Kept apart from the hues of the errors.
 CLASS_COLORS = ("#ffe14d", "#e668d8", "#35d6d0", "#ff9a4d", "#a98bff", "#d8f08a", "#ffb3c7", "#b08d57")
@@ -53,6 +54,7 @@ class Case:
         truth: (z, y, x), whole numbers.
         predictions: by method, the same methods in each case.
         spacing: size of a voxel along z, y and x.
+        far: (z, y, x), where false positives are shown as far; None for nowhere.
     """
 
     title: str
@@ -60,15 +62,19 @@ class Case:
     truth: np.ndarray
     predictions: Mapping[str, Prediction]
     spacing: Sequence[float] = field(default=(1.0, 1.0, 1.0))
+    far: np.ndarray | None = None
 
 
-def error_map(truth: np.ndarray, prediction: np.ndarray, ignore: int | None = None) -> np.ndarray:
+def error_map(
+    truth: np.ndarray, prediction: np.ndarray, ignore: int | None = None, far: np.ndarray | None = None
+) -> np.ndarray:
     """Says of every voxel how the prediction fares there.
 
     Args:
         truth: labels, 0 for background.
         prediction: labels, of the same shape.
         ignore: label of the truth that counts neither way; None if there is none.
+        far: mask of the voxels where false positives have a key of their own; None for nowhere.
 
     Returns:
         A key of `ERRORS` where either is foreground, else 0, in the inputs' shape. A voxel of one class predicted as
@@ -76,7 +82,10 @@ def error_map(truth: np.ndarray, prediction: np.ndarray, ignore: int | None = No
     """
     codes = np.zeros(truth.shape, np.uint8)
     codes[(truth != 0) & (prediction == truth)] = CORRECT
-    codes[(truth == 0) & (prediction != 0)] = FALSE_POSITIVE
+    false_positive = (truth == 0) & (prediction != 0)
+    codes[false_positive] = FALSE_POSITIVE
+    if far is not None:
+        codes[false_positive & far] = FAR
     codes[(truth != 0) & (prediction == 0)] = FALSE_NEGATIVE
     codes[(truth != 0) & (prediction != 0) & (prediction != truth)] = WRONG_CLASS
     if ignore is not None:
@@ -169,6 +178,7 @@ def draw_panels(
     axis: int | None = None,
     title: str = "",
     segmentations: bool = False,
+    far: str = "",
     formats: Sequence[str] = FORMATS,
 ) -> list[Path]:
     """Draws a row per case: one slice of image, truth, and each method's errors with its Dice in the corner.
@@ -181,6 +191,7 @@ def draw_panels(
         axis: to cut volumes across; None for `choose_axis`.
         title: stands on top.
         segmentations: before a method's errors, show what it predicts, in the colors of the classes.
+        far: what the false positives in the cases' `far` are called.
         formats: to write.
 
     Returns:
@@ -190,7 +201,9 @@ def draw_panels(
     from matplotlib.patches import Patch
 
     colors = {label: CLASS_COLORS[i % len(CLASS_COLORS)] for i, label in enumerate(classes)}
-    errors = {code: color for code, (_, color) in ERRORS.items() if code != WRONG_CLASS or len(classes) > 1}
+    absent = {WRONG_CLASS: len(classes) == 1, FAR: not far}
+    errors = {code: color for code, (_, color) in ERRORS.items() if not absent.get(code)}
+    texts = {code: text for code, (text, _) in ERRORS.items()} | {FAR: far}
     columns = ["image", "truth"]
     for method in cases[0].predictions:
         columns += [method, "errors"] if segmentations else [method]
@@ -200,7 +213,7 @@ def draw_panels(
     heights = [cell * min(max(pictures[0].height, FLATTEST), TALLEST) for pictures in rows]
     headers = [_wrapped(name, int(cell * CHARACTERS)) for name in columns]
     handles = [Patch(color=colors[label], label=name) for label, name in classes.items()]
-    handles += [Patch(color=color, label=ERRORS[code][0]) for code, color in errors.items()]
+    handles += [Patch(color=color, label=texts[code]) for code, color in errors.items()]
     entries = _beside([handle.get_label() for handle in handles], width)
     below = LEGEND_LINE * -(-len(handles) // entries) + 2 * GAP
     above = LINE * (max(header.count("\n") for header in headers) + 1 + 1.5 * bool(title)) + 2 * GAP
@@ -257,7 +270,7 @@ class _Picture:
         axes.imshow(self.pixels, aspect=self.aspect)
         if self.text:
             box = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "boxstyle": "round,pad=0.2"}
-            corner = {"transform": axes.transAxes, "ha": "right", "va": "top"}
+            corner = {"transform": axes.transAxes, "ha": "right", "va": "top", "ma": "right"}
             axes.text(0.97, 0.97, self.text, color="white", weight="bold", size=7, bbox=box, **corner)
 
 
@@ -267,7 +280,7 @@ def _pictures(case: Case, colors, errors, ignore, axis: int | None, segmentation
     axis = choose_axis(case.truth.shape, case.spacing) if axis is None or flat else axis
     rows, columns = (size for index, size in enumerate(case.spacing) if index != axis)
     maps = {
-        name: error_map(case.truth, prediction.labels, ignore)
+        name: error_map(case.truth, prediction.labels, ignore, case.far)
         for name, prediction in case.predictions.items()
         if prediction.labels is not None
     }
@@ -289,7 +302,10 @@ def _pictures(case: Case, colors, errors, ignore, axis: int | None, segmentation
         if segmentations:
             pictures.append(painted(prediction.labels, colors))
         dice = "undefined" if np.isnan(prediction.dice) else f"{prediction.dice:.2f}"
-        pictures.append(painted(maps[name], errors, f"Dice {dice}"))
+        text = f"Dice {dice}"
+        if case.far is not None:
+            text += f"\n{np.count_nonzero(maps[name] == FAR)} far"
+        pictures.append(painted(maps[name], errors, text))
     return pictures
 
 

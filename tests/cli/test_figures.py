@@ -182,6 +182,23 @@ def test_channel_and_plane(tmp_path, drawn):
     assert drawn["axis"] == 2
 
 
+@pytest.mark.parametrize("options", [("--far", "2.5"), ("--far", "2.5", "--class", "lesion"), ()])
+def test_far_false_positives(tmp_path, options, drawn):
+    make(tmp_path)
+    (tmp_path / "one_out" / "cases.jsonl").unlink()
+    assert evaluate(tmp_path, "one", "--far", "9", "4") == 0
+    assert figures(tmp_path, *options, "--cases", "a", models=("one_out",)) == 0
+    distance = 2.5 if options else 4
+    # Foreground is a box, of both classes together: x to 5, y from 2 to 6, z from 1 to 4 (slices are 3 mm apart).
+    z, y, x = np.meshgrid(*map(np.arange, (6, 10, 16)), indexing="ij")
+    outside = [
+        np.maximum(np.maximum(low - axis, axis - high), 0) * size
+        for axis, low, high, size in ((z, 1, 4, 3), (y, 2, 6, 1), (x, 1, 5, 1))
+    ]
+    np.testing.assert_array_equal(drawn["cases"][0].far, np.sqrt(sum(d**2.0 for d in outside)) > distance)
+    assert drawn["far"] == f"false positive beyond {distance:g} mm"
+
+
 def test_one_channel_of_a_color_image(tmp_path, drawn):
     make(tmp_path, **KINDS["2D RGB"])
     assert figures(tmp_path, "--channel", "2", "--cases", "b") == 0
@@ -310,6 +327,7 @@ def test_without_any_image_nothing_is_written(evaluated, capsys):
         (["--class", "liver"], "--class liver: must be among organ, lesion"),
         (["--channel", "1"], "--channel 1: the images have the channels 0 to 0"),
         (["--channel", "-1"], "--channel -1: the images have the channels 0 to 0"),
+        (["--far", "-1"], "--far -1.0: must be a number of at least 0"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
         (["--names", "x"], "--names: must be 2 different names"),
     ],

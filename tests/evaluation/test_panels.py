@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import xml.etree.ElementTree as ElementTree
 
@@ -13,6 +14,7 @@ from nnunet_deconver.evaluation.panels import (
     ERRORS,
     FALSE_NEGATIVE,
     FALSE_POSITIVE,
+    FAR,
     WRONG_CLASS,
     Case,
     Prediction,
@@ -32,6 +34,13 @@ def test_ignored_voxels_are_no_errors():
     truth = TRUTH.copy()
     truth[0, 0, 2:5] = 3
     assert panels.error_map(truth, PREDICTION, ignore=3)[0, 0].tolist() == [CORRECT, CORRECT, 0, 0, 0, 0]
+
+
+def test_far_false_positives_are_apart_and_nothing_else_is():
+    far = np.ones(TRUTH.shape, bool)
+    expected = [FAR if code == FALSE_POSITIVE else code for code in CODES]
+    assert panels.error_map(TRUTH, PREDICTION, far=far)[0, 0].tolist() == expected
+    assert panels.error_map(TRUTH, PREDICTION, far=~far)[0, 0].tolist() == CODES
 
 
 def test_error_colors_pixel_by_pixel():
@@ -140,7 +149,7 @@ def test_png_and_svg(tmp_path, channels, shape, methods):
     # Nothing is cut off: the outermost pixels are background.
     assert all((edge[..., :3] == 1).all() for edge in (image[0], image[-1], image[:, 0], image[:, -1]))
     expected = {"title", "image", "truth", *methods, "Dice 0.50", "best", "case 1", "organ", "lesion"}
-    assert expected | {name for name, _ in ERRORS.values()} <= texts(svg)
+    assert expected | {name for code, (name, _) in ERRORS.items() if code != FAR} <= texts(svg)
 
 
 def test_the_picture_of_a_method_without_prediction_says_so(tmp_path):
@@ -177,6 +186,23 @@ def test_what_is_printed_is_the_slice_with_most_errors_in_the_errors_colors(tmp_
     assert 0.8 < areas[CORRECT] / areas[FALSE_POSITIVE] / 2 < 1
     # Rows are twice as high as columns are wide: of 4 x 2 pixels.
     assert height / width == pytest.approx(4, rel=0.03)
+
+
+def test_far_false_positives_are_counted_in_the_corner_and_in_the_legend(tmp_path):
+    truth, prediction, far = (np.zeros((3, 6, 6), int) for _ in range(3))
+    truth[1, :2] = prediction[1, :3] = 1
+    prediction[1, 5] = prediction[2, 5, :2] = 1
+    far[:, 4:] = 1
+    case = Case("a", np.zeros((1, 3, 6, 6)), truth, {"m": Prediction(prediction, 0.5)}, far=far.astype(bool))
+    png, svg = panels.draw_panels([case], {1: "organ"}, tmp_path / "a", far="false positive beyond 2 mm")
+    # In the picture is one slice, in the corner the whole case.
+    assert {"Dice 0.50", "8 far", "false positive", "false positive beyond 2 mm"} <= texts(svg)
+    pixels = (imread(png)[..., :3] * 255).round().astype(int)
+    painted = (np.array(to_rgb(ERRORS[FAR][1])) * panels.OPACITY * 255).round().astype(int)
+    rows, columns = np.nonzero(np.abs(pixels - painted).max(axis=-1) <= 1)
+    assert np.ptp(columns) / np.ptp(rows) == pytest.approx(6, rel=0.05)
+    _, svg = panels.draw_panels([dataclasses.replace(case, far=None)], {1: "organ"}, tmp_path / "b")
+    assert not any("far" in text or "beyond" in text for text in texts(svg))
 
 
 def test_the_segmentation_can_stand_before_its_errors(tmp_path):
