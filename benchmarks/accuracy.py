@@ -3,12 +3,13 @@
     python benchmarks/accuracy.py prepare Dataset004_Hippocampus 3d_fullres --patch 24 32 24 --batch 2 --test 60
     python benchmarks/accuracy.py train Dataset004_Hippocampus 3d_fullres nnunet deconver deconver+head_norm --folds 0 1
     python benchmarks/accuracy.py report Dataset004_Hippocampus 3d_fullres --out benchmarks/results/accuracy_hippocampus
+    python benchmarks/accuracy.py table benchmarks/results/accuracy_hippocampus.json
 
 `prepare` wants the dataset planned and preprocessed by nnUNetv2_plan_and_preprocess. Fold n holds out test cases that
 are drawn with the seed n, and trains from that seed. `train` runs one training after the other, each until nnU-Net has
 predicted the held-out cases; what is done is skipped, what was interrupted goes on, so the same command continues a
 killed run. Names of trainers are those of trainers/accuracy_trainers.py, a base and changes joined by "+". `report`
-measures all that is done and compares each trainer with the first, case by case.
+measures all that is done and compares each trainer with one, case by case; `table` prints that for a document.
 """
 
 import argparse
@@ -117,6 +118,10 @@ def report(args: argparse.Namespace):
             row[f"{metric}_difference"] = round(float(differences.mean()), 4)
             row[f"{metric}_interval"] = f"[{low:.4f}, {high:.4f}]"
             row[f"{metric}_p"] = round(wilcoxon(differences), 5)
+            # Cases say nothing of how much another seed would change: the folds, each with a seed of its own, do.
+            row[f"{metric}_by_fold"] = " ".join(
+                f"{(measured[name][fold][metric] - measured[args.against][fold][metric]).mean():.4f}" for fold in folds
+            )
         row["training_loss"] = round(float(np.mean([curve.train_loss[-1] for curve in curves])), 4)
         row["validation_loss"] = round(float(np.mean([curve.val_loss[-1] for curve in curves])), 4)
         rows.append(row)
@@ -138,6 +143,60 @@ def report(args: argparse.Namespace):
             "dice_largest": "Dice of the largest component of each class alone",
         },
     )
+
+
+def table(args: argparse.Namespace):
+    """Prints a table in Markdown of what a report wrote."""
+    print(markdown(json.loads(args.results.read_text())))
+
+
+def markdown(results: dict) -> str:
+    """The table of a report, see `table`.
+
+    Args:
+        results: content of its JSON file.
+    """
+    columns = [
+        "trainer",
+        "seeds",
+        "Dice",
+        "of the largest components",
+        "HD95",
+        "far false positives",
+        "Dice against the first [95 %], p, by seed",
+        "HD95 against the first [95 %], p, by seed",
+        "loss: training, validation",
+    ]
+    lines = [columns, ["---"] * len(columns)]
+    for row in results["rows"]:
+        classes = [key for key in row if key.startswith("dice_") and key.removeprefix("dice_").isdigit()]
+        lines.append(
+            [
+                f"`{row['trainer']}`",
+                str(row["folds"]),
+                " / ".join(f"{row[key]:.3f}" for key in classes),
+                " / ".join(f"{row[key.replace('dice', 'dice_largest')]:.3f}" for key in classes),
+                " / ".join(f"{row[key.replace('dice', 'hd95')]:.2f}" for key in classes),
+                f"{row['far_false_positives']:.0f}",
+                *(_difference(row, metric, digits) for metric, digits in (("dice", 4), ("hd95", 2))),
+                f"{row['training_loss']:.3f}, {row['validation_loss']:.3f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _difference(row: dict, metric: str, digits: int) -> str:
+    if row[f"{metric}_interval"] == "[0.0000, 0.0000]":
+        return ""
+    low, high, *folds = (
+        f"{float(number):+.{digits}f}"
+        for number in (
+            row[f"{metric}_interval"].strip("[]") + ", " + row[f"{metric}_by_fold"].replace(" ", ", ")
+        ).split(", ")
+    )
+    p = row[f"{metric}_p"]
+    p = "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+    return f"{row[f'{metric}_difference']:+.{digits}f} [{low}, {high}], {p}; {', '.join(folds)}"
 
 
 def measure_fold(args: argparse.Namespace, folder: Path) -> dict[str, np.ndarray]:
@@ -198,6 +257,9 @@ def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("table", help=table.__doc__)
+    command.add_argument("results", type=Path, help="JSON file of a report")
+    command.set_defaults(run=table)
     for run in (prepare, train, report):
         command = commands.add_parser(run.__name__, help=run.__doc__)
         command.add_argument("dataset")
