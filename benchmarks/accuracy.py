@@ -27,10 +27,10 @@ from recording import record
 from scipy import ndimage
 from tqdm import tqdm
 
-from nnunet_deconver.evaluation.comparison import wilcoxon
-from nnunet_deconver.evaluation.statistics import bootstrap_means, interval
-from nnunet_deconver.evaluation.surface import hausdorff_distance, surface_distances
-from nnunet_deconver.evaluation.training import read_curves
+from nnunet_deconver.metrics.comparison import wilcoxon
+from nnunet_deconver.metrics.statistics import bootstrap_means, interval
+from nnunet_deconver.metrics.surface import hausdorff_distance, surface_distances
+from nnunet_deconver.models.training_log import read_curves
 
 PLANS = "accuracyPlans"
 TRAINERS = Path(__file__).parent / "trainers"

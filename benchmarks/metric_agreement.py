@@ -24,8 +24,8 @@ from recording import record
 from scipy.ndimage import gaussian_filter
 from tqdm import tqdm
 
-from nnunet_deconver.evaluation.lesions import BRATS_RULES, brats_metrics
-from nnunet_deconver.evaluation.surface import (
+from nnunet_deconver.metrics.lesions import BRATS_RULES, brats_metrics
+from nnunet_deconver.metrics.surface import (
     average_surface_distances,
     hausdorff_distance,
     normalized_surface_distance,

@@ -6,28 +6,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+HOUSE = ROOT / "nnunet_deconver"
 FOLDERS = {
-    "ops": ROOT / "nnunet_deconver" / "ops",
-    "layers": ROOT / "nnunet_deconver" / "layers",
-    "networks": ROOT / "nnunet_deconver" / "networks",
-    "evaluation": ROOT / "nnunet_deconver" / "evaluation",
     "plans": ROOT / "plans",
     "trainers": ROOT / "trainers",
-    "shim": ROOT / "nnunet_deconver" / "shim",
-    "submission": ROOT / "nnunet_deconver" / "submission",
-    "cli": ROOT / "nnunet_deconver" / "cli",
+    **{path.parent.name: path.parent for path in sorted(HOUSE.glob("*/__init__.py"))},
 }
-# What the modules of a folder may import of this package, besides their own folder.
+CORE = {"ops", "layers", "networks"}
+# What the modules of a folder may import of this package, besides their own folder, `errors` and `files`.
 MAY_IMPORT = {
     "ops": set(),
     "layers": {"ops"},
     "networks": {"ops", "layers"},
-    "evaluation": set(),
-    "plans": {"ops", "layers", "networks"},
-    "trainers": {"ops", "layers", "networks"},
+    "plans": CORE,
+    "trainers": CORE,
     "shim": {"trainers"},
-    "submission": {"shim", "ops", "layers"},
-    "cli": {"ops", "layers", "networks", "evaluation", "plans", "trainers", "shim", "submission"},
+    "integration": set(),
+    "metrics": {"integration"},
+    "models": CORE | {"plans", "trainers", "integration"},
+    "figures": CORE | {"plans", "integration", "metrics", "models"},
+    "submission": CORE | {"shim", "trainers", "integration", "models"},
+    "demo": CORE | {"shim", "trainers", "integration", "models", "figures"},
+    "cli": CORE | {"plans", "trainers", "integration", "metrics", "models", "figures", "submission", "demo"},
 }
 
 
@@ -51,8 +51,30 @@ def test_imports_point_one_way(folder):
         imported = imported_modules(path)
         parts = {module.split(".")[1] for module in imported if module.startswith("nnunet_deconver.")}
         assert (parts & FOLDERS.keys()) <= MAY_IMPORT[folder] | {folder}, path
-        if folder in ("ops", "layers", "networks"):
+        if folder in CORE:
             assert not any(module.split(".")[0] == "nnunetv2" for module in imported), path
+
+
+def test_no_command_imports_another():
+    commands = {path.stem for path in FOLDERS["cli"].glob("*.py") if "def add_parser" in path.read_text()}
+    assert len(commands) == 12
+    for path in FOLDERS["cli"].glob("*.py"):
+        imported = {
+            module.split(".")[-1] for module in imported_modules(path) if module.startswith("nnunet_deconver.cli.")
+        }
+        assert path.stem == "__init__" or not imported & commands, path
+
+
+def test_no_private_name_is_used_across_files():
+    for folder in FOLDERS.values():
+        for path in folder.rglob("*.py"):
+            private = [
+                module
+                for module in imported_modules(path)
+                if module.startswith("nnunet_deconver")
+                and any(part.startswith("_") and not part.endswith("__") for part in module.split("."))
+            ]
+            assert not private, path
 
 
 def test_every_package_is_listed_for_installation():

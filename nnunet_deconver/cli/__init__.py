@@ -23,7 +23,7 @@ from nnunet_deconver.cli import (
     trainer_path,
     upgrade_checkpoint,
 )
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.errors import ArgumentError, InputError
 
 SUBCOMMANDS = (
     register,
@@ -60,8 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options) or 0
-    except CommandError as error:
-        print(f"nnunet-deconver: error: {error}", file=sys.stderr)
+    except InputError as error:
+        # A function's argument is named as the option that gave it.
+        option = f"--{error.argument.replace('_', '-')}" if isinstance(error, ArgumentError) else ""
+        text = option + str(error).removeprefix(error.argument) if option else str(error)
+        print(f"nnunet-deconver: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

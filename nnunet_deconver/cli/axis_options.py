@@ -1,6 +1,6 @@
 """The options of subcommands that choose an upsampling and a segmentation head."""
 
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.errors import ArgumentError, InputError
 
 
 def upsampling_entry(name: str | None, receptive_field: str | None) -> dict | None:
@@ -11,13 +11,13 @@ def upsampling_entry(name: str | None, receptive_field: str | None) -> dict | No
         receptive_field: a positive number or "inf", as typed; None for the default.
 
     Raises:
-        CommandError: if the upsampling is unknown or has no receptive field, or that is not a positive number.
+        InputError: if the upsampling is unknown or has no receptive field, or that is not a positive number.
     """
     from nnunet_deconver.networks.axes import UPSAMPLINGS
 
     if name is None:
         if receptive_field is not None:
-            raise CommandError(f"--receptive-field {receptive_field} goes with --upsampling dtc")
+            raise InputError(f"--receptive-field {receptive_field} goes with --upsampling dtc")
         return None
     entry = {"name": name}
     if receptive_field is not None:
@@ -25,7 +25,7 @@ def upsampling_entry(name: str | None, receptive_field: str | None) -> dict | No
     try:
         UPSAMPLINGS.check(entry)
     except ValueError as error:
-        raise CommandError(f"--upsampling {name}: {error}") from error
+        raise ArgumentError("upsampling", name, f"{error}") from error
     return entry
 
 
@@ -33,7 +33,7 @@ def head_entry(name: str | None) -> dict | None:
     """The entry of the head axis that `--head` names.
 
     Raises:
-        CommandError: if the head is unknown.
+        InputError: if the head is unknown.
     """
     from nnunet_deconver.networks.axes import SEGMENTATION_HEADS
 
@@ -42,7 +42,7 @@ def head_entry(name: str | None) -> dict | None:
     try:
         SEGMENTATION_HEADS.check({"name": name})
     except ValueError as error:
-        raise CommandError(f"--head {name}: {error}") from error
+        raise ArgumentError("head", name, f"{error}") from error
     return {"name": name}
 
 
@@ -52,6 +52,6 @@ def _positive(text: str) -> float | str:
     except ValueError:
         number = -1
     if not number > 0:
-        raise CommandError(f"--receptive-field {text}: must be a positive number or inf")
+        raise ArgumentError("receptive_field", text, "must be a positive number or inf")
     # JSON, in which plans are written, has no infinity.
     return "inf" if number == float("inf") else int(number) if number.is_integer() else number

@@ -2,20 +2,18 @@
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 
-from nnunet_deconver.cli.errors import CommandError
-from nnunet_deconver.cli.nnunet import require_nnunetv2
-from nnunet_deconver.cli.tables import table
+from nnunet_deconver.cli.tables import report_problems, table
+from nnunet_deconver.errors import ArgumentError, InputError
+from nnunet_deconver.integration.installation import require_nnunetv2
 
-# As nnunet_deconver.evaluation has them, which imports numpy; a test compares.
+# As nnunet_deconver.metrics has them, which imports numpy; a test compares.
 SURFACES = ("area", "voxels")
 EMPTY_POLICIES = ("nan", "best")
 BRATS_CHALLENGES = ("GLI", "SSA", "PED", "MEN", "MET")
 
-PROBLEMS_SHOWN = 20
 # Of all that is in the files, what the terminal shows.
 HEADLINE = ("dice", "jaccard", "sensitivity", "precision", "hd95", "assd", "absolute_relative_volume_difference")
 HEADLINE_LESIONS = ("lesion_dice", "lesion_tpr", "lesion_ppv", "lesion_fpr", "brats_dice", "brats_hd95")
@@ -32,12 +30,6 @@ def add_parser(subparsers: argparse._SubParsersAction):
         "cases.jsonl: the same command goes on where an earlier run was interrupted. Exits with 1 if cases could not "
         "be measured, after all others were.",
     )
-    add_arguments(parser)
-    parser.set_defaults(run=run)
-
-
-def add_arguments(parser: argparse.ArgumentParser):
-    """Adds the arguments, which `measure` takes."""
     parser.add_argument("references", type=Path, nargs="?", metavar="GT", help="folder of reference segmentations")
     parser.add_argument("predictions", type=Path, nargs="?", metavar="PRED", help="folder of predictions")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
@@ -102,146 +94,43 @@ def add_arguments(parser: argparse.ArgumentParser):
         action="store_true",
         help="compare voxel by voxel even where spacing, origin or direction of the files differ",
     )
-    parser.add_argument("-np", type=int, metavar="N", help="processes; default: one per CPU core")
+    parser.add_argument("-np", "--processes", type=int, metavar="N", help="processes; default: one per CPU core")
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, writes and prints; returns 1 if cases could not be measured, else 0."""
-    summary = measure(args)
-    print(render(summary))
-    print(f"wrote {args.out / 'metrics.csv'} and {args.out / 'summary.json'}, which define every metric")
-    return report_problems(summary["problems"], args.out)
-
-
-def measure(args: argparse.Namespace) -> dict:
-    """Measures and writes.
-
-    Args:
-        args: of `add_arguments`.
-
-    Returns:
-        The summary.
-
-    Raises:
-        CommandError: if the whole of it cannot be measured.
-    """
     require_nnunetv2()
-    from nnunet_deconver.evaluation.cases import EvaluationError, pair_folders, pair_folds, read_dataset
-    from nnunet_deconver.evaluation.definitions import Settings
-    from nnunet_deconver.evaluation.runner import evaluate
+    from nnunet_deconver.metrics.definitions import Settings
+    from nnunet_deconver.metrics.evaluation import check_model, evaluate, evaluate_model
 
-    processes = args.np if args.np is not None else _cores()
-    if processes < 1:
-        raise CommandError(f"-np {args.np}: must be at least 1")
     if args.out.exists() and not args.out.is_dir():
-        raise CommandError(f"--out {args.out}: is a file; name a folder")
-    references, predictions, splits = find_folders(args)
+        raise ArgumentError("out", args.out, "is a file; name a folder")
+    if args.model is None and (args.references is None or args.predictions is None):
+        raise InputError("name two folders, GT and PRED, or a trained model: --model FOLDER")
+    options = {"dataset_json": args.dataset_json, "chill": args.chill, "processes": args.processes}
+    options["settings"] = Settings(
+        surface=args.surface,
+        tolerances=tuple(args.tolerance),
+        far=tuple(args.far),
+        empty=args.empty,
+        one_empty=_number_or_word(args.one_empty),
+        lesions=args.lesions,
+        brats=args.brats,
+        same_grid=args.same_grid,
+    )
     try:
-        dataset_json = find_dataset_json(args, references, predictions)
-        dataset = read_dataset(dataset_json, _plans(predictions), references)
-        settings = Settings(
-            surface=args.surface,
-            tolerances=tuple(args.tolerance),
-            far=tuple(args.far),
-            empty=args.empty,
-            one_empty=_number_or_word(args.one_empty),
-            lesions=args.lesions,
-            brats=args.brats,
-            unit=dataset.unit,
-            same_grid=args.same_grid,
-        )
-        if predictions == args.model:
-            cases, missing, extra = pair_folds(predictions, references, dataset.file_ending, splits)
+        if args.predictions is None:
+            summary = evaluate_model(args.model, args.out, references=args.references, **options)
         else:
-            cases, missing, extra = pair_folders(references, predictions, dataset.file_ending)
-        problems = extra if args.chill else missing | extra
-        source = {
-            "references": str(references.resolve()),
-            "predictions": str(predictions.resolve()),
-            "model": str(args.model.resolve()) if args.model else None,
-            "dataset_json": str(dataset_json.resolve()),
-        }
-        return evaluate(cases, problems, dataset, settings, args.out, processes, source)
-    except (EvaluationError, ValueError) as error:
-        raise CommandError(str(error)) from error
+            model = check_model(args.model) if args.model else None
+            summary = evaluate(args.references, args.predictions, args.out, model=model, **options)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from what is in {args.out}", file=sys.stderr)
         raise
-
-
-def find_folders(args: argparse.Namespace) -> tuple[Path, Path, Path | None]:
-    """The folders of references and of predictions (or the model), and splits_final.json where it is known.
-
-    Raises:
-        CommandError: if the arguments do not name them.
-    """
-    if args.model is None:
-        if args.references is None or args.predictions is None:
-            raise CommandError("name two folders, GT and PRED, or a trained model: --model FOLDER")
-        return args.references, args.predictions, None
-    plans = args.model / "plans.json"
-    if not plans.is_file():
-        raise CommandError(
-            f"--model {args.model}: has no plans.json; it must be a folder such as "
-            "nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
-        )
-    if args.predictions is not None:
-        return args.references, args.predictions, None
-    from nnunet_deconver.evaluation.cases import EvaluationError, read_json
-
-    try:
-        name = read_json(plans).get("dataset_name")
-    except EvaluationError as error:
-        raise CommandError(str(error)) from error
-    preprocessed = os.environ.get("nnUNet_preprocessed")
-    folder = Path(preprocessed) / str(name) if preprocessed else None
-    splits = folder / "splits_final.json" if folder and (folder / "splits_final.json").is_file() else None
-    if args.references is not None:
-        return args.references, args.model, splits
-    if folder is None:
-        raise CommandError(
-            f"the references of --model {args.model} are in nnUNet_preprocessed/{name}/gt_segmentations, and "
-            "nnUNet_preprocessed is not set; set it, or name the folder of references: evaluate GT --model ..."
-        )
-    references = folder / "gt_segmentations"
-    if not references.is_dir():
-        raise CommandError(
-            f"{references}: no such folder; run nnUNetv2_plan_and_preprocess, or name the folder of references: "
-            "evaluate GT --model ..."
-        )
-    return references, args.model, splits
-
-
-def find_dataset_json(args: argparse.Namespace, references: Path, predictions: Path) -> Path:
-    """The dataset.json to go by.
-
-    Raises:
-        CommandError: if there is none, naming the places.
-    """
-    if args.dataset_json is not None:
-        return args.dataset_json
-    folders = [predictions] if predictions == args.model else [predictions, references.resolve().parent, references]
-    places = [folder / "dataset.json" for folder in folders]
-    for place in places:
-        if place.is_file():
-            return place
-    raise CommandError(
-        f"no dataset.json, which says what the labels are: looked for {', '.join(map(str, places))}; "
-        "name it: --dataset-json FILE"
-    )
-
-
-def _plans(predictions: Path) -> Path | None:
-    """The plans that nnU-Net left beside predictions or model; they name the label manager."""
-    path = predictions / "plans.json"
-    return path if path.is_file() else None
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+    print(render(summary))
+    print(f"wrote {args.out / 'metrics.csv'} and {args.out / 'summary.json'}, which define every metric")
+    return report_problems(summary["problems"], args.out)
 
 
 def _number_or_word(text: str) -> float | str:
@@ -256,9 +145,9 @@ def render(summary: dict) -> str:
     """The table for the terminal: classes beside each other, mean +- standard deviation of the main metrics.
 
     Args:
-        summary: from `nnunet_deconver.evaluation.runner.evaluate`.
+        summary: from `nnunet_deconver.metrics.evaluation.evaluate`.
     """
-    from nnunet_deconver.evaluation.comparison import MEAN
+    from nnunet_deconver.metrics.comparison import MEAN
 
     if not summary["metrics"]:
         return "no case could be measured"
@@ -295,15 +184,3 @@ def _cell(statistics: dict, unit: str) -> str:
 
 def _number(value: float, unit: str) -> str:
     return f"{value:.2f}" if unit else f"{value:.4f}"
-
-
-def report_problems(problems: dict[str, str], out: Path) -> int:
-    """Names the cases that could not be measured on stderr; returns 1 if there are any, else 0."""
-    if not problems:
-        return 0
-    print(f"\n{len(problems)} cases could not be measured:", file=sys.stderr)
-    for name, problem in list(problems.items())[:PROBLEMS_SHOWN]:
-        print(f"  {name}: {problem}", file=sys.stderr)
-    if len(problems) > PROBLEMS_SHOWN:
-        print(f"  and {len(problems) - PROBLEMS_SHOWN} more, all in {out / 'summary.json'}", file=sys.stderr)
-    return 1

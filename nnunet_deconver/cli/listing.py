@@ -3,7 +3,7 @@
 import argparse
 from itertools import groupby
 
-from nnunet_deconver.cli.nnunet import require_nnunetv2
+from nnunet_deconver.integration.installation import require_nnunetv2
 
 SECTIONS = ("trainers", "planners", "presets", "upsamplings", "heads")
 

@@ -7,10 +7,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
-from nnunet_deconver.cli.datasets import dataset_name, read_json, variable_folder
-from nnunet_deconver.cli.errors import CommandError
-from nnunet_deconver.cli.nnunet import require_nnunetv2
 from nnunet_deconver.cli.tables import table
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.files import read_json
+from nnunet_deconver.integration.datasets import dataset_name, variable_folder
+from nnunet_deconver.integration.installation import require_nnunetv2
 
 
 def add_parser(subparsers: argparse._SubParsersAction):
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace):
     require_nnunetv2()
     chosen = [args.backbone, args.upsampling, args.receptive_field, args.head]
     if args.preset is not None and any(option is not None for option in chosen):
-        raise CommandError("--preset fixes backbone, upsampling and head; leave --backbone, --upsampling, --head out")
+        raise InputError("--preset fixes backbone, upsampling and head; leave --backbone, --upsampling, --head out")
     if not 0 < args.gpu_memory < float("inf"):
-        raise CommandError(f"--gpu-memory {args.gpu_memory}: must be a positive number of GiB")
+        raise InputError(f"--gpu-memory {args.gpu_memory}: must be a positive number of GiB")
     raw, preprocessed = variable_folder("nnUNet_raw"), variable_folder("nnUNet_preprocessed")
     name = dataset_name(args.dataset)
     read_json(raw / name / "dataset.json", "planning reads the raw dataset's")
@@ -79,9 +80,9 @@ def run(args: argparse.Namespace):
             )
         plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
     except FileExistsError as error:
-        raise CommandError(f"{error}; add --overwrite, or --plans-name another") from error
+        raise InputError(f"{error}; add --overwrite, or --plans-name another") from error
     except (OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
+        raise InputError(str(error)) from error
     path = preprocessed / name / f"{plans['plans_name']}.json"
     print(f"{'wrote' if changed else 'unchanged:'} {path}\n")
     print("\n".join(report(plans, preprocessed / name, args.gpu_memory, preset)))

@@ -1,19 +1,24 @@
 """`nnunet-deconver status`: what is installed where, and whether nnU-Net finds this package's trainers."""
 
 import argparse
-import io
 import logging
 import os
 import platform
 import traceback
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import nnunet_deconver
-from nnunet_deconver.cli.nnunet import installed_version, nnunetv2_folders, nnunetv2_problem
-from nnunet_deconver.cli.register import registration
-from nnunet_deconver.cli.trainer_path import VARIABLE, export_line, external_folders, shim_folder
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.integration.installation import installed_version, nnunetv2_folders, nnunetv2_problem
+from nnunet_deconver.integration.registration import registration
+from nnunet_deconver.integration.trainers import (
+    VARIABLE,
+    export_line,
+    external_folders,
+    search_trainer,
+    shim_folder,
+)
 
 VARIABLES = {
     "nnUNet_raw": "the raw datasets; planning and preprocessing need it",
@@ -33,33 +38,24 @@ STATES = {
 TRAINER = "nnUNetTrainerDeconver"
 
 
-def find_trainer(name: str) -> type | Exception:
-    """Asks nnU-Net for a trainer, as nnUNetv2_train does.
-
-    Returns:
-        The class, or the exception that the search ended in: every module in nnU-Net's reach is imported on the way,
-        so it can be any.
-    """
+def ask_nnunet(name: str) -> type | BaseException:
+    """The trainer that nnU-Net finds, or the exception that its search ended in."""
     try:
-        # The search prints as it goes, and so may what it imports.
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-            return recursive_find_trainer_class_by_name(name)
-    except Exception as error:
-        return error
+        return search_trainer(name)
+    except InputError as error:
+        return error.__cause__ or error
 
 
-def is_ours(found: type | Exception | None) -> bool:
-    """Whether what `find_trainer` returned is a class of this package."""
+def is_ours(found: type | BaseException | None) -> bool:
+    """Whether what `ask_nnunet` returned is a class of this package."""
     return isinstance(found, type) and found.__module__.split(".")[0] == nnunet_deconver.__name__
 
 
-def remedy(found: type | Exception, root: Path) -> str:
+def remedy(found: type | BaseException, root: Path) -> str:
     """What to do when nnU-Net does not find this package's trainers.
 
     Args:
-        found: what nnU-Net found instead, from `find_trainer`.
+        found: what nnU-Net found instead, from `ask_nnunet`.
         root: folder of the package nnunetv2.
     """
     files = registration(root)
@@ -67,7 +63,7 @@ def remedy(found: type | Exception, root: Path) -> str:
     registered = states == {"current"}
     can_register = "foreign" not in states and all(os.access(path.parent, os.W_OK) for path, _, _ in files)
     exported = shim_folder() in [folder.resolve() for folder in external_folders()]
-    if isinstance(found, Exception) and (registered or exported):
+    if isinstance(found, BaseException) and (registered or exported):
         place = traceback.extract_tb(found.__traceback__)[-1]
         return f"mend the error above, which nnU-Net meets in {place.filename}, line {place.lineno}"
     if can_register and not registered:
@@ -77,12 +73,12 @@ def remedy(found: type | Exception, root: Path) -> str:
     return f"rename or remove the other {TRAINER}, in {found.__module__}: nnU-Net comes to it first"
 
 
-def report(problem: str | None, found: type | Exception | None) -> Iterator[str]:
+def report(problem: str | None, found: type | BaseException | None) -> Iterator[str]:
     """The lines to print, without the verdict.
 
     Args:
         problem: from `nnunetv2_problem`.
-        found: from `find_trainer`; None if nnU-Net was not asked.
+        found: from `ask_nnunet`; None if nnU-Net was not asked.
     """
 
     def line(label: str, value: str) -> str:
@@ -172,7 +168,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
 def run(args: argparse.Namespace) -> int:
     """Prints the report; returns 0 if nnU-Net finds this package's trainers, else 1."""
     problem = nnunetv2_problem()
-    found = None if problem else find_trainer(TRAINER)
+    found = None if problem else ask_nnunet(TRAINER)
     print("\n".join(report(problem, found)))
     if is_ours(found):
         print("\nnnU-Net finds the trainers of nnunet-deconver.")

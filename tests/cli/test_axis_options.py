@@ -1,7 +1,7 @@
 import pytest
 
 from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -30,20 +30,20 @@ def test_heads():
 @pytest.mark.parametrize(
     "name, receptive_field, message",
     [
-        ("cubic", None, "--upsampling cubic: upsampling 'cubic' is unknown; known are transposed, dtc"),
+        ("cubic", None, "upsampling cubic: upsampling 'cubic' is unknown; known are transposed, dtc"),
         (None, "4", "--receptive-field 4 goes with --upsampling dtc"),
-        ("linear", "4", "--upsampling linear: .* has no option receptive_field"),
-        ("dtc", "0", "--receptive-field 0: must be a positive number or inf"),
+        ("linear", "4", "upsampling linear: .* has no option receptive_field"),
+        ("dtc", "0", "receptive_field 0: must be a positive number or inf"),
         ("dtc", "-1", "must be a positive number"),
         ("dtc", "nan", "must be a positive number"),
         ("dtc", "wide", "must be a positive number"),
     ],
 )
 def test_bad_upsamplings(name, receptive_field, message):
-    with pytest.raises(CommandError, match=message):
+    with pytest.raises(InputError, match=message):
         upsampling_entry(name, receptive_field)
 
 
 def test_bad_heads():
-    with pytest.raises(CommandError, match=r"--head nerd: .* known are conv, nerdm, nerdc"):
+    with pytest.raises(InputError, match=r"head nerd: .* known are conv, nerdm, nerdc"):
         head_entry("nerd")

@@ -8,9 +8,9 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli.compare import axis_label
-from nnunet_deconver.cli.evaluations import file_name, name_models
-from nnunet_deconver.cli.model_folder import read_model_folder
+from nnunet_deconver.figures.comparison import axis_label
+from nnunet_deconver.metrics.comparison import file_name, name_models
+from nnunet_deconver.models.trained_model import TrainedModel
 from nnunet_deconver.plans.cost import prediction_cost
 
 DATASET = {
@@ -113,7 +113,7 @@ def test_what_networks_cost_is_counted(trained_model, cross_validated, tmp_path,
     # A checkpoint has a network's parameters, and nnU-Net's decoder holds its encoder a second time.
     own = sum(tensor.numel() for name, tensor in weights.items() if not name.startswith("decoder.encoder."))
     assert costs["parameters / M"]["nnUNetTrainerDeconver"] == own / 1e6
-    model = read_model_folder(models[1])
+    model = TrainedModel.read(models[1])
     flops = prediction_cost(model.build, 1, (16, 16, 16)).flops
     assert costs["kFLOPs / voxel"]["nnUNetTrainerDeconver"] == pytest.approx(flops / 16**3 / 1000)
     printed = capsys.readouterr().out
@@ -205,8 +205,8 @@ def test_axis_labels(metric, label):
         (["bad_out"], "bad_out alone cannot be compared; name at least two folders"),
         (["bad_out", "bad_out"], "the same folder is named twice"),
         (["bad_out", "gt"], "gt: is neither what `nnunet-deconver evaluate` wrote"),
-        (["bad_out", "good_out", "--names", "x"], "--names: must be 2 different names, one per folder, got x"),
-        (["bad_out", "good_out", "--names", "x", "x"], "--names: must be 2 different names"),
+        (["bad_out", "good_out", "--names", "x"], "--names x: must be 2 different names, one per folder"),
+        (["bad_out", "good_out", "--names", "x", "x"], "--names x x: must be 2 different names"),
         (
             ["bad_out", "good_out", "--metrics", "dice", "dicee"],
             "--metrics dicee: must be among what was measured, dice",

@@ -7,9 +7,9 @@ import SimpleITK as sitk
 
 from nnunet_deconver import cli
 from nnunet_deconver.cli import evaluate
-from nnunet_deconver.evaluation.definitions import EMPTY_POLICIES
-from nnunet_deconver.evaluation.lesions import BRATS_RULES
-from nnunet_deconver.evaluation.surface import SURFACES
+from nnunet_deconver.metrics.definitions import EMPTY_POLICIES
+from nnunet_deconver.metrics.lesions import BRATS_RULES
+from nnunet_deconver.metrics.surface import SURFACES
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -193,8 +193,8 @@ def test_references_of_a_model_may_be_named(folders, model, monkeypatch):
             ["{0}/raw/labelsTr", "{0}/pred", "--one-empty", "far"],
             "one_empty: must be diagonal, nan or a number, got far",
         ),
-        (["{0}/raw/labelsTr", "{0}/pred", "-np", "0"], "-np 0: must be at least 1"),
-        (["{0}/raw/labelsTr", "{0}/pred", "--dataset-json", "{0}/no.json"], "{0}/no.json: cannot be read"),
+        (["{0}/raw/labelsTr", "{0}/pred", "-np", "0"], "--processes 0: must be at least 1"),
+        (["{0}/raw/labelsTr", "{0}/pred", "--dataset-json", "{0}/no.json"], "{0}/no.json: no such file"),
         (["{0}/pred", "{0}/pred"], "no dataset.json, which says what the labels are: looked for {0}/pred/dataset.json"),
         (["{0}/raw/labelsTr", "{0}/pred", "--model", "{0}/raw"], "--model {0}/raw: has no plans.json"),
         (["--model", "{0}/raw"], "--model {0}/raw: has no plans.json"),
@@ -230,6 +230,6 @@ def test_an_interrupt_says_how_to_go_on(folders, monkeypatch, capsys):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nnunet_deconver.evaluation.runner.measure_case", interrupt)
+    monkeypatch.setattr("nnunet_deconver.metrics.evaluation.measure_case", interrupt)
     assert run(folders) == 130
     assert "the same command goes on from what is in" in capsys.readouterr().err

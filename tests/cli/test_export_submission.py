@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_deconver.cli import export_submission, main
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.cli import main
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.submission import export as library
 from nnunet_deconver.submission.targets import TARGETS
 
 VERSIONS = {"nnunet-deconver": "0.1.0", "nnunetv2": "2.8.1", "torch": "2.14.1+cu126"}
@@ -27,8 +28,8 @@ def without_packages(monkeypatch):
         (folder / "requirements.txt").touch()
         return VERSIONS
 
-    monkeypatch.setattr(export_submission, "write_requirements", write)
-    monkeypatch.setattr(export_submission, "installed_torch", lambda: ("2.15.0", "13.2"))
+    monkeypatch.setattr(library, "write_requirements", write)
+    monkeypatch.setattr(library, "installed_torch", lambda: ("2.15.0", "13.2"))
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
 
 
@@ -94,7 +95,7 @@ def test_an_archive_is_nobodys_and_can_be_read_by_all(tmp_path):
     file.chmod(0o600)
     if os.getuid() == 0:
         os.chown(file, 1234, 1234)
-    export_submission.pack(tmp_path / "model", tmp_path / "model.tar.gz")
+    library.pack(tmp_path / "model", tmp_path / "model.tar.gz")
     with tarfile.open(tmp_path / "model.tar.gz") as tar:
         assert {(entry.name, entry.mode) for entry in tar} == {("fold_0", 0o755), ("fold_0/checkpoint.pth", 0o644)}
         assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in tar} == {(0, 0, "", "")}
@@ -217,7 +218,7 @@ def test_a_compiler_is_in_the_image_where_triton_has_work(
     trained_model, tmp_path, monkeypatch, trainer, gpus, expected
 ):
     targets = {"folder": dataclasses.replace(TARGETS["folder"], gpus=gpus)}
-    monkeypatch.setattr(export_submission, "TARGETS", targets)
+    monkeypatch.setattr(library, "TARGETS", targets)
     assert export(trained_model(trainer=trainer), tmp_path / "out", "--target", "folder") == 0
     for name in ("Dockerfile", "apptainer.def"):
         assert ("gcc libc6-dev" in (tmp_path / "out" / name).read_text()) == expected
@@ -381,19 +382,19 @@ def test_a_trainer_of_the_users_own_goes_along(trained_model, tmp_path, monkeypa
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainer_5epochs", "nnUNetTrainerDeconver_k5"])
 def test_trainers_that_every_container_has(trainer):
-    assert export_submission.own_trainers(trainer) is None
+    assert library.own_trainers(trainer) is None
 
 
 def test_trainers_that_no_container_would_have(monkeypatch):
-    with pytest.raises(CommandError, match=r"trainer Nobody's is not found .* export nnUNet_extTrainer=FOLDER"):
-        export_submission.own_trainers("Nobody's")
+    with pytest.raises(InputError, match=r"trainer Nobody's is not found .* export nnUNet_extTrainer=FOLDER"):
+        library.own_trainers("Nobody's")
     monkeypatch.setattr(
-        export_submission,
-        "find_trainer",
+        library,
+        "search_trainer",
         lambda name: type(name, (), {"__module__": "nnunetv2.training.nnUNetTrainer.by_hand"}),
     )
-    with pytest.raises(CommandError, match=r"by_hand\.py, which is not a file of nnU-Net's; move it"):
-        export_submission.own_trainers("ByHand")
+    with pytest.raises(InputError, match=r"by_hand\.py, which is not a file of nnU-Net's; move it"):
+        library.own_trainers("ByHand")
 
 
 def change(model: Path, name: str, **values):
@@ -412,7 +413,7 @@ BAD_MODELS = {
     "no folder": (lambda m: m.rename(m.with_name("moved")), (), "plans.json: no such file; MODEL must be a trained"),
     "no plans": (lambda m: (m / "plans.json").unlink(), (), "plans.json: no such file"),
     "no dataset": (lambda m: (m / "dataset.json").unlink(), (), "dataset.json: no such file"),
-    "broken plans": (lambda m: (m / "plans.json").write_text("{"), (), "plans.json: cannot be read"),
+    "broken plans": (lambda m: (m / "plans.json").write_text("{"), (), "plans.json: is not JSON"),
     "other json": (lambda m: change(m, "dataset.json", channel_names=None), (), "dataset.json: has no channel_names"),
     "other plans": (lambda m: change(m, "plans.json", configurations={}), (), "has no configuration test"),
     "no folds": (
@@ -437,7 +438,11 @@ BAD_MODELS = {
     ),
     "suffixes": (None, ("--target", "brats"), "the channels (0: MRI) do not say how the names of their files end; add"),
     "api": (None, ("--target", "brats", "--api", "invoke"), "--api invoke: must be exec for --target brats"),
-    "cuda": (None, ("--cuda", "10.2"), "--cuda must be one of 11.8, 12.1, 12.4, 12.6, 12.8, 12.9, 13.0, 13.2, for"),
+    "cuda": (
+        None,
+        ("--cuda", "10.2"),
+        "--cuda 10.2: must be one of 11.8, 12.1, 12.4, 12.6, 12.8, 12.9, 13.0, 13.2, for",
+    ),
     "output": (None, ("--output", "label=x"), "--output label=x: must be labels=SOCKET or probability:NAME=SOCKET"),
     "output of a name": (None, ("--output", "labels:organ=x"), "--output labels:organ=x: must be labels=SOCKET or"),
     "output twice": (None, ("--output", "labels=x", "probability:organ=x"), "each must have a SOCKET of its own"),
@@ -503,13 +508,13 @@ def test_a_folder_that_exists_is_left_alone(trained_model, tmp_path, capsys):
 @pytest.mark.parametrize("error, code", [(OSError("disk full"), 2), (KeyboardInterrupt(), 130)], ids=["full", "ctrl-C"])
 @pytest.mark.parametrize("step", ["write_requirements", "write_model", "pack", "write_files"])
 def test_nothing_half_written_stays(trained_model, tmp_path, monkeypatch, capsys, step, error, code):
-    done = getattr(export_submission, step)
+    done = getattr(library, step)
 
     def fail(*arguments):
         done(*arguments)
         raise error
 
-    monkeypatch.setattr(export_submission, step, fail)
+    monkeypatch.setattr(library, step, fail)
     assert export(trained_model(), tmp_path / "out") == code
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     if code == 2:

@@ -7,9 +7,9 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli.figures import choose_cases
-from nnunet_deconver.evaluation import panels
-from nnunet_deconver.evaluation.comparison import Evaluation
+from nnunet_deconver.figures import cases
+from nnunet_deconver.figures.cases import choose_cases
+from nnunet_deconver.metrics.comparison import Evaluation
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 NAME = "Dataset906_Test"
@@ -99,7 +99,7 @@ def drawn(monkeypatch):
         calls.update(cases=cases, classes=classes, **options)
         return []
 
-    monkeypatch.setattr(panels, "draw_panels", draw)
+    monkeypatch.setattr(cases, "draw_panels", draw)
     return calls
 
 
@@ -329,7 +329,7 @@ def test_without_any_image_nothing_is_written(evaluated, capsys):
         (["--channel", "-1"], "--channel -1: the images have the channels 0 to 0"),
         (["--far", "-1"], "--far -1.0: must be a number of at least 0"),
         (["--images", "nowhere"], "--images nowhere: no such folder"),
-        (["--names", "x"], "--names: must be 2 different names"),
+        (["--names", "x"], "--names x: must be 2 different names"),
     ],
 )
 def test_usage_errors_exit_with_2(evaluated, arguments, message, capsys):

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from nnunet_deconver import __version__, cli
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.errors import InputError
 
 SUBCOMMANDS = (
     "register",
@@ -62,10 +62,10 @@ def _raise(error):
     [
         (lambda args: None, 0, ""),
         (lambda args: 1, 1, ""),
-        (lambda args: _raise(CommandError("mend it")), 2, "nnunet-deconver: error: mend it\n"),
+        (lambda args: _raise(InputError("mend it")), 2, "nnunet-deconver: error: mend it\n"),
         (lambda args: _raise(KeyboardInterrupt()), 130, ""),
     ],
-    ids=["None", "1", "CommandError", "interrupt"],
+    ids=["None", "1", "InputError", "interrupt"],
 )
 def test_exit_codes(run, code, message, monkeypatch, capsys):
     monkeypatch.setattr(cli.trainer_path, "run", run)

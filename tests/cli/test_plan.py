@@ -103,8 +103,8 @@ def untouched(folder) -> bool:
         (["--head", "nerd"], "segmentation_head 'nerd' is unknown"),
         (["--receptive-field", "3"], "goes with --upsampling dtc"),
         (["--plans-name", "my__plans"], "a plans name is a file name without '__'"),
-        (["-d", "871"], "-d 871: "),
-        (["-d", "Dataset871_Other"], "-d Dataset871_Other: nnU-Net finds no such dataset"),
+        (["-d", "871"], "--dataset 871: "),
+        (["-d", "Dataset871_Other"], "--dataset Dataset871_Other: nnU-Net finds no such dataset"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -147,7 +147,7 @@ def test_plans_that_are_not_json(folder, capsys):
     path = folder / "mine.json"
     path.write_text("{")
     assert plan("--plans-name", "mine") == 2
-    assert f"{path}: cannot be read" in capsys.readouterr().err
+    assert f"{path}: is not JSON" in capsys.readouterr().err
     assert path.read_text() == "{"
 
 

@@ -6,8 +6,8 @@ from types import ModuleType
 import pytest
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli import register
-from nnunet_deconver.cli.errors import CommandError
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.integration import registration
 
 TRAINERS = Path("training", "nnUNetTrainer", "nnunet_deconver_trainers.py")
 PLANNERS = Path("experiment_planning", "experiment_planners", "nnunet_deconver_planners.py")
@@ -43,13 +43,13 @@ def contents(root: Path) -> dict[Path, bytes | None]:
 
 
 def states(root: Path) -> dict[Path, str]:
-    return {path.relative_to(root): state for path, _, state in register.registration(root)}
+    return {path.relative_to(root): state for path, _, state in registration.registration(root)}
 
 
 def test_writes_each_file_once(root):
     before = contents(root)
     assert states(root) == dict.fromkeys(FILES, "missing")
-    assert register.register(root) == [root / file for file in FILES]
+    assert registration.register(root) == [root / file for file in FILES]
     assert states(root) == dict.fromkeys(FILES, "current")
     assert contents(root).keys() - before.keys() == set(FILES)
     for file in FILES:
@@ -58,42 +58,42 @@ def test_writes_each_file_once(root):
         assert "nnunet-deconver unregister" in first_line
         os.utime(root / file, (0, 0))
 
-    assert register.register(root) == []
+    assert registration.register(root) == []
     assert [(root / file).stat().st_mtime for file in FILES] == [0, 0]
 
 
 @one_file
 def test_file_can_be_read_by_whoever_can_read_its_neighbours(root, file):
-    register.register(root)
+    registration.register(root)
     assert (root / file).stat().st_mode == (root / file).with_name("__init__.py").stat().st_mode
 
 
 @one_file
 def test_outdated_file_is_updated(root, file):
     """As after an upgrade from a version that wrote less."""
-    register.register(root)
-    (root / file).write_text(register.MARKER + "from nnunet_deconver.old import *\n")
+    registration.register(root)
+    (root / file).write_text(registration.MARKER + "from nnunet_deconver.old import *\n")
     assert states(root)[file] == "outdated"
-    assert register.register(root) == [root / file]
+    assert registration.register(root) == [root / file]
     assert states(root) == dict.fromkeys(FILES, "current")
 
 
 @one_file
 def test_missing_file_is_added(root, file):
-    register.register(root)
+    registration.register(root)
     (root / file).unlink()
-    assert register.register(root) == [root / file]
+    assert registration.register(root) == [root / file]
 
 
 def test_unregister_restores_the_folder(root):
     before = contents(root)
-    register.register(root)
+    registration.register(root)
     for file in FILES:
         for tag in ("cpython-310", "cpython-313.opt-1"):
             (root / file.parent / "__pycache__" / f"{file.stem}.{tag}.pyc").touch()
-    assert register.unregister(root) == [root / file for file in FILES]
+    assert registration.unregister(root) == [root / file for file in FILES]
     assert contents(root) == before
-    assert register.unregister(root) == []
+    assert registration.unregister(root) == []
     assert contents(root) == before
 
 
@@ -106,22 +106,28 @@ def test_foreign_file_is_never_touched(root, foreign, file):
     elif foreign == "broken link":
         path.symlink_to("nowhere")
     else:
-        path.write_text("" if foreign == "empty file" else f"import torch\n{register.MARKER}")
+        path.write_text("" if foreign == "empty file" else f"import torch\n{registration.MARKER}")
     (root / file.parent / "__pycache__" / f"{file.stem}.cpython-311.pyc").touch()
     before = contents(root)
-    with pytest.raises(CommandError, match="not written by nnunet-deconver"):
-        register.register(root)
-    assert register.unregister(root) == []
+    with pytest.raises(InputError, match="not written by nnunet-deconver"):
+        registration.register(root)
+    assert registration.unregister(root) == []
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+@pytest.mark.parametrize("failing", ["open", "replace"])
 @pytest.mark.parametrize("already", ["", "/lab/trainers"], ids=["unset", "set"])
 def test_read_only_folder(root, imported, failing, already, monkeypatch, capsys):
-    def refuse(*args):
+    def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(*{"write_bytes": (Path, "write_bytes"), "replace": (os, "replace")}[failing], refuse)
+    opened = Path.open
+    if failing == "open":
+        monkeypatch.setattr(
+            Path, "open", lambda path, mode="r", **o: (refuse if "w" in mode else opened)(path, mode, **o)
+        )
+    else:
+        monkeypatch.setattr(os, "replace", refuse)
     monkeypatch.setenv("nnUNet_extTrainer", already)
     before = contents(root)
     assert cli.main(["register"]) == 2
@@ -136,15 +142,15 @@ def test_unregister_from_read_only_folder(root, imported, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    register.register(root)
+    registration.register(root)
     monkeypatch.setattr(Path, "unlink", refuse)
     assert cli.main(["unregister"]) == 2
     assert str(root / TRAINERS) in capsys.readouterr().err
 
 
 def test_nnunetv2_without_the_folder(tmp_path):
-    with pytest.raises(CommandError, match="no folder"):
-        register.register(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        registration.register(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -163,7 +169,7 @@ def test_messages(root, imported, capsys):
 def test_unregister_clears_the_remains_of_an_uninstalled_nnunetv2(root, imported, capsys):
     # What `pip uninstall nnunetv2` leaves of a registered one. As a package without __init__.py it would hide an
     # editable clone.
-    register.register(root)
+    registration.register(root)
     for path in root.rglob("*"):
         if path.is_file() and path.relative_to(root) not in FILES:
             path.unlink()
@@ -179,7 +185,7 @@ class TestWrittenModule:
 
     @pytest.fixture
     def run(self, root, file):
-        register.register(root)
+        registration.register(root)
         code = compile((root / file).read_text(), file, "exec")
 
         def run() -> dict:

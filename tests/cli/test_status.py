@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli import register, status, trainer_path
+from nnunet_deconver.cli import status
+from nnunet_deconver.integration import installation, registration, trainers
 from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
 
 
@@ -30,7 +31,7 @@ def not_found():
 def root(tmp_path, monkeypatch):
     """The installed nnunetv2, with the folders that matter here, found by status as the real one is."""
     root = tmp_path / "nnunetv2"
-    for folder, _, _ in register.TARGETS:
+    for folder, _, _ in registration.TARGETS:
         (root / folder).mkdir(parents=True)
     (root / "__init__.py").touch()
     module = ModuleType("nnunetv2")
@@ -46,7 +47,7 @@ def show(monkeypatch, capsys):
     """A function that runs status while nnU-Net finds what it is told to."""
 
     def show(found) -> tuple[int, str, str]:
-        monkeypatch.setattr(status, "find_trainer", lambda name: found)
+        monkeypatch.setattr(status, "ask_nnunet", lambda name: found)
         code = cli.main(["status"])
         report, _, verdict = capsys.readouterr().out.rpartition("\n\n")
         return code, report, verdict.strip()
@@ -70,11 +71,11 @@ def show(monkeypatch, capsys):
 )
 def test_says_what_to_do(registered, writable, foreign, exported, found, advice, root, show, monkeypatch):
     if registered:
-        register.register(root)
+        registration.register(root)
     if foreign:
         (root / "training" / "nnUNetTrainer" / "nnunet_deconver_trainers.py").write_text("x = 1\n")
     if exported:
-        monkeypatch.setenv("nnUNet_extTrainer", str(trainer_path.shim_folder()))
+        monkeypatch.setenv("nnUNet_extTrainer", str(trainers.shim_folder()))
     monkeypatch.setattr(status.os, "access", lambda path, mode: writable)
     code, _, verdict = show(found())
     assert code == 1
@@ -94,7 +95,7 @@ def test_a_package_that_only_begins_like_ours_is_not_ours(root, show):
 
 def test_outdated_file_is_reported_and_works_on(root, show):
     path = root / "training" / "nnUNetTrainer" / "nnunet_deconver_trainers.py"
-    path.write_text(register.MARKER)
+    path.write_text(registration.MARKER)
     code, report, _ = show(ours())
     assert code == 0
     assert str(path) in report
@@ -105,7 +106,7 @@ def test_outdated_file_is_reported_and_works_on(root, show):
 
 
 def test_what_an_older_version_did_not_register_is_named(root, show):
-    register.register(root)
+    registration.register(root)
     (root / "experiment_planning" / "experiment_planners" / "nnunet_deconver_planners.py").unlink()
     code, report, _ = show(ours())
     assert code == 0
@@ -114,7 +115,7 @@ def test_what_an_older_version_did_not_register_is_named(root, show):
 
 @pytest.mark.parametrize("version", ["2.7.1", "3.0.0"])
 def test_unsupported_version_is_shown_and_not_asked(version, root, show, monkeypatch):
-    monkeypatch.setattr(cli.nnunet, "installed_version", lambda distribution: version)
+    monkeypatch.setattr(installation, "installed_version", lambda distribution: version)
     monkeypatch.setattr(status, "installed_version", lambda distribution: version)
     code, report, verdict = show(ours())
     assert code == 1
@@ -216,7 +217,7 @@ def test_find_trainer_is_silent_and_returns_what_goes_wrong(monkeypatch, capsys)
     for name in ("nnunetv2", "nnunetv2.utilities"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, finder.__name__, finder)
-    found = status.find_trainer("nnUNetTrainerDeconver")
+    found = status.ask_nnunet("nnUNetTrainerDeconver")
     assert isinstance(found, KeyError)
     assert capsys.readouterr() == ("", "")
 

@@ -152,16 +152,16 @@ def test_no_cuda_is_asked_for(folder, monkeypatch):
     "arguments, message",
     [
         (["-d", "880", "-p", "missingPlans"], "missingPlans.json: no such file; make it with nnUNetv2_plan_experiment"),
-        (["-d", "880", "-c", "3d_lowres"], "-c 3d_lowres: "),
+        (["-d", "880", "-c", "3d_lowres"], "--configuration 3d_lowres: "),
         (["-d", "880", "-tr", "nnUNetTrainerNowhere"], "nnU-Net finds no such trainer"),
-        (["-d", "880", "--compare", "nnUNetTrainer", "nnUNetTrainerNowhere"], "-tr nnUNetTrainerNowhere"),
+        (["-d", "880", "--compare", "nnUNetTrainer", "nnUNetTrainerNowhere"], "--trainer nnUNetTrainerNowhere"),
         (["-d", "880", "-tr", "nnUNetTrainer_warmup", "-c", "2d"], "its optimizer cannot be made without training"),
         (["-d", "880", "-p", "deconverPlans", "-c", "2d", "--patch-size", "31", "32"], "must be divisible"),
         (["-d", "880", "-c", "2d", "--patch-size", "32"], "cannot be counted on patches of 32: "),
         (["-d", "880", "--patch-size", "0", "32", "32"], "--patch-size 0 32 32: must be positive"),
         (["-d", "880", "--batch-size", "0"], "--batch-size 0: must be positive"),
-        (["-d", "881"], "-d 881: "),
-        (["--preset", "isles23"], "--preset: preset 'isles23' is neither one of"),
+        (["-d", "881"], "--dataset 881: "),
+        (["--preset", "isles23"], "--preset isles23: preset 'isles23' is neither one of"),
         (["--preset", "isles22", "-tr", "nnUNetTrainerDeconver"], "leave --compare and --trainer out"),
         (["--preset", "btcv-dtc"], "nnunet-deconver summary -d D -p nnUNetPresetBtcvDtcPlans"),
         (["--preset", "glas"], "patch and batch are not published; add --patch-size and --batch-size"),
@@ -192,10 +192,10 @@ def test_a_plans_file_without_its_dataset(folder, capsys, tmp_path):
     path = tmp_path / "plans.json"
     path.write_text((folder / "deconverPlans.json").read_text())
     assert summary("--plans-file", str(path)) == 2
-    assert f"{tmp_path / 'dataset.json'}: no such file; it should lie beside the plans file" in capsys.readouterr().err
+    assert f"{tmp_path / 'dataset.json'}: no such file; it lies beside the plans" in capsys.readouterr().err
     path.write_text("{")
     assert summary("--plans-file", str(path)) == 2
-    assert f"{path}: cannot be read" in capsys.readouterr().err
+    assert f"{path}: is not JSON" in capsys.readouterr().err
 
 
 def test_one_of_dataset_file_and_preset():

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 from nnunet_deconver import cli
-from nnunet_deconver.cli import trainer_path
+from nnunet_deconver.integration import trainers
 
 
 def test_prints_the_shim_folder_and_nothing_else(capsys):
@@ -17,10 +17,10 @@ def test_prints_the_shim_folder_and_nothing_else(capsys):
 
 def test_export_line_keeps_other_folders(monkeypatch):
     monkeypatch.delenv("nnUNet_extTrainer", raising=False)
-    assert trainer_path.export_line() == "export nnUNet_extTrainer=$(nnunet-deconver trainer-path)"
+    assert trainers.export_line() == "export nnUNet_extTrainer=$(nnunet-deconver trainer-path)"
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join(["/lab", " ", "/mine"]))
-    assert trainer_path.external_folders() == [Path("/lab"), Path("/mine")]
+    assert trainers.external_folders() == [Path("/lab"), Path("/mine")]
     assert (
-        trainer_path.export_line()
+        trainers.export_line()
         == f"export nnUNet_extTrainer=$nnUNet_extTrainer{os.pathsep}$(nnunet-deconver trainer-path)"
     )

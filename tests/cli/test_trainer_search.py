@@ -10,7 +10,7 @@ from pathlib import Path
 import nnunetv2
 import pytest
 
-from nnunet_deconver.cli.trainer_path import shim_folder
+from nnunet_deconver.integration.trainers import shim_folder
 
 # Without arguments more than the names to search for; prints the module of each class found.
 SEARCH = """

@@ -19,7 +19,8 @@ import torch
 from nnunetv2.inference import predict_from_raw_data
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunet_deconver.cli import export_submission, main
+from nnunet_deconver.cli import main
+from nnunet_deconver.submission import export
 
 NO_GPU = "no GPU is visible; computing on the CPU, which takes long\n"
 TILT = (0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, 1)
@@ -29,7 +30,7 @@ TILT = (0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, 1)
 def without_packages(monkeypatch):
     """Requirements are tested elsewhere, and take long to make; the variable that the program sets is put back."""
     versions = {"nnunet-deconver": "1", "nnunetv2": "2", "torch": "3"}
-    monkeypatch.setattr(export_submission, "write_requirements", lambda folder, torch, cuda: versions)
+    monkeypatch.setattr(export, "write_requirements", lambda folder, torch, cuda: versions)
     monkeypatch.setenv("nnUNet_extTrainer", "")
 
 

@@ -1,0 +1,1 @@
+"""The demo: from data to a segmented image with nnU-Net's own commands, in one go; `run` tells how."""

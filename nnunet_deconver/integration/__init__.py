@@ -1,0 +1,1 @@
+"""The installed nnU-Net: where it is, how it finds this package's classes, the user's dataset folders."""

@@ -1,0 +1,94 @@
+"""What nnU-Net noted while it trained: losses and validation Dice, epoch by epoch."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_deconver.models.checkpoint import CHECKPOINTS
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A run of training.
+
+    Attributes:
+        train_loss: (epochs,), NaN where unknown.
+        val_loss: (epochs,), on patches of the validation cases.
+        dice: (epochs,), nnU-Net's pseudo Dice on these patches, mean over classes.
+    """
+
+    train_loss: np.ndarray
+    val_loss: np.ndarray
+    dice: np.ndarray
+
+
+def read_curves(fold: Path) -> Curves | None:
+    """Reads the curves of a fold, from its logs, or a checkpoint where there are none.
+
+    The logs are small, and complete where the run was interrupted after its last checkpoint.
+
+    Args:
+        fold: folder such as fold_0.
+
+    Returns:
+        The curves; None if the folder has neither.
+    """
+    logs = sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
+    curves = parse_logs([path.read_text(errors="replace") for path in logs])
+    if curves is not None:
+        return curves
+    for name in CHECKPOINTS:
+        if (fold / name).is_file():
+            return _read_checkpoint(fold / name)
+    return None
+
+
+def parse_logs(texts: list[str]) -> Curves | None:
+    """Reads the text that nnU-Net prints while it trains.
+
+    Args:
+        texts: contents of training_log_*.txt, the oldest first. Epochs that a resumed run repeats count as it has them.
+
+    Returns:
+        The curves; None if there is no epoch.
+    """
+    epochs = {}
+    for text in texts:
+        for part in re.split(r"Epoch (?=\d+\s)", text)[1:]:
+            number = int(re.match(r"\d+", part).group())
+            losses = [_number(rf"{name} (\S+)", part) for name in ("train_loss", "val_loss")]
+            dice = re.search(r"Pseudo dice \[(.*?)\]", part)
+            # Newer versions of numpy print np.float32(0.5).
+            numbers = re.findall(r"(?<![\w.])(?:nan|\d+(?:\.\d*)?(?:e-?\d+)?)", dice[1]) if dice else []
+            epochs[number] = (*losses, _mean([float(value) for value in numbers]))
+    finished = {number: values for number, values in epochs.items() if not np.isnan(values[0])}
+    if not finished:
+        return None
+    table = np.full((max(finished) + 1, 3), np.nan)
+    for number, values in finished.items():
+        table[number] = values
+    return Curves(*table.T)
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    try:
+        return float(found[1]) if found else np.nan
+    except ValueError:
+        return np.nan
+
+
+def _mean(values: list[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else np.nan
+
+
+def _read_checkpoint(path: Path) -> Curves | None:
+    import torch
+
+    logging = torch.load(path, map_location="cpu", weights_only=False, mmap=True).get("logging", {})
+    columns = [np.array(logging.get(name, []), float) for name in ("train_losses", "val_losses", "mean_fg_dice")]
+    epochs = min(len(column) for column in columns)
+    return Curves(*(column[:epochs] for column in columns)) if epochs else None

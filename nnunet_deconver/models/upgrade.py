@@ -1,0 +1,167 @@
+"""A trained nnU-Net with another upsampling or head, and the same function."""
+
+import copy
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_deconver.errors import ArgumentError, InputError
+from nnunet_deconver.files import made_whole
+from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
+from nnunet_deconver.networks.plans import build_network, with_axes
+
+
+def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None) -> Path:
+    """Gives a trained nnU-Net another upsampling or head, such that it computes the same.
+
+    Args:
+        source: checkpoint of PlainConvUNet or ResidualEncoderUNet, in its model folder.
+        out: model folder to make.
+        upsampling: entry of the axis, {"name": "dtc", ...}; None keeps the transposed convolutions.
+        head: entry of the axis; None keeps the 1x1 convolutions.
+
+    Returns:
+        The checkpoint written: to predict with, and to fine-tune from.
+
+    Raises:
+        InputError: if the choice cannot start as what it replaces, the checkpoint is not one of these networks, or
+            `out` exists or cannot be written.
+    """
+    check_choice(upsampling, head)
+    if out.exists():
+        raise ArgumentError("out", out, "exists already; name a folder that does not")
+    if head is not None:
+        # The classifier to take over has a bias, which NeRDm by itself has not.
+        head = head | {"bias": True}
+    upgraded, plans = upgrade(read_checkpoint(source), upsampling, head)
+    return write_model(upgraded, plans, source, out)
+
+
+def check_choice(upsampling: dict | None, head: dict | None):
+    """Raises InputError if nothing is chosen, or something that cannot start as what it replaces."""
+    if upsampling is None and head is None:
+        raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
+    if upsampling is not None and upsampling["name"] != "dtc":
+        # The others replace the transposed convolution, whose function they do not contain.
+        raise ArgumentError(
+            "upsampling", upsampling["name"], "only dtc can start as the transposed convolution it replaces"
+        )
+
+
+def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tuple[dict, dict]:
+    """The checkpoint of the network with the axes that computes what the checkpoint's network does.
+
+    Args:
+        checkpoint: of nnU-Net's PlainConvUNet or ResidualEncoderUNet.
+        upsampling: entry of the axis; None keeps the transposed convolutions.
+        head: entry of the axis; None keeps the 1x1 convolutions.
+
+    Returns:
+        The new checkpoint, and the plans that build its network.
+
+    Raises:
+        InputError: if the checkpoint is not one of these networks, or has axes already.
+    """
+    arguments = checkpoint["init_args"]
+    plans = {key: value for key, value in arguments["plans"].items() if key != "continue_training"}
+    manager = PlansManager(copy.deepcopy(plans))
+    configuration = manager.get_configuration(arguments["configuration"])
+    architecture = configuration.configuration["architecture"]
+    dataset = arguments["dataset_json"]
+    channels = determine_num_input_channels(manager, configuration, dataset)
+    classes = manager.get_label_manager(dataset).num_segmentation_heads
+    try:
+        stock = build_network(architecture, channels, classes, deep_supervision=False)
+        stock.load_state_dict(checkpoint["network_weights"])
+    except Exception as error:
+        raise InputError(
+            f"the checkpoint's weights do not fit the network of its plans, {architecture['network_class_name']}; "
+            f"trainers that build networks of their own cannot be upgraded ({str(error).splitlines()[0]})"
+        ) from error
+    try:
+        chosen = with_axes(architecture, upsampling=upsampling, segmentation_head=head)
+        network = build_network(chosen, channels, classes, deep_supervision=False)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    transfer(stock, network)
+
+    check_same_function(stock, network, channels, configuration.patch_size)
+
+    own = dict(plans["configurations"][arguments["configuration"]])
+    own["architecture"] = chosen
+    plans = plans | {"configurations": plans["configurations"] | {arguments["configuration"]: own}}
+    return for_prediction(checkpoint) | {
+        "network_weights": network.state_dict(),
+        "init_args": arguments | {"plans": plans},
+    }, plans
+
+
+def check_same_function(stock, network, channels: int, patch_size: list[int]):
+    """Raises InputError unless two networks compute the same on an image of about half the patch's extent."""
+    strides = [math.prod(axis) for axis in zip(*stock.encoder.strides, strict=True)]
+    # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
+    size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
+    with torch.no_grad():
+        image = torch.randn(1, channels, *size)
+        expected, found = stock.eval()(image), network.eval()(image)
+    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-4 * expected.abs().max().item()):
+        raise InputError(
+            f"the upgraded network differs by {(expected - found).abs().max():.3g} from the checkpoint's; please report"
+        )
+
+
+def transfer(stock, network):
+    """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
+
+    Args:
+        stock: PlainConvUNet or ResidualEncoderUNet of nnU-Net.
+        network: the same with axes.
+    """
+    weights = network.state_dict()
+    own = stock.state_dict().items()
+    weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})
+    network.load_state_dict(weights)
+    for old, new in zip(stock.decoder.transpconvs, network.decoder.transpconvs, strict=True):
+        if type(new) is not type(old):
+            new.base.load_state_dict(old.state_dict(), strict=old.bias is not None)
+            if old.bias is None:
+                nn.init.zeros_(new.base.bias)
+            # The sampled features come in from nothing.
+            nn.init.zeros_(new.projection.weight)
+            nn.init.zeros_(new.projection.bias)
+    for old, new in zip(stock.decoder.seg_layers, network.decoder.seg_layers, strict=True):
+        if type(new) is not type(old):
+            new.load_plain_head(old.weight, old.bias)
+
+
+def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:
+    """Writes a model folder, or nothing.
+
+    Args:
+        checkpoint: to be the model's only one.
+        plans: that build its network.
+        source: the stock checkpoint, whose model folder has the files that go along.
+        out: folder to make.
+
+    Returns:
+        Path of the checkpoint written.
+    """
+    fold = f"fold_{checkpoint['init_args']['fold']}"
+    try:
+        with made_whole(out) as folder:
+            (folder / fold).mkdir()
+            (folder / "plans.json").write_text(json.dumps(plans, indent=2))
+            (folder / "dataset.json").write_text(json.dumps(checkpoint["init_args"]["dataset_json"], indent=2))
+            fingerprint = source.resolve().parents[1] / "dataset_fingerprint.json"
+            if fingerprint.is_file():
+                shutil.copyfile(fingerprint, folder / fingerprint.name)
+            torch.save(checkpoint, folder / fold / "checkpoint_final.pth")
+    except OSError as error:
+        raise ArgumentError("out", out, f"cannot write there ({error}); choose another folder") from error
+    return out / fold / "checkpoint_final.pth"
