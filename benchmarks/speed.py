@@ -279,8 +279,12 @@ def memory_rows() -> list[dict]:
     axes = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}
     rows = []
     for name, (entry, channels, classes, regions) in cases.items():
-        with_axes = entry | {"arch_kwargs": entry["arch_kwargs"] | axes}
-        networks = {"PlainConvUNet": plain_architecture(entry), "Deconver": entry, "Deconver, DTC, NeRDc": with_axes}
+        with_both = entry | {"arch_kwargs": entry["arch_kwargs"] | axes}
+        networks = {
+            "PlainConvUNet": plain_architecture(entry),
+            "Deconver": entry,
+            "Deconver, DTC, NeRDc": with_both,
+        }
         for network, chosen in networks.items():
             arguments = {
                 "input_channels": channels,

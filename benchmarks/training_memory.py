@@ -24,7 +24,7 @@ from nnunet_deconver.networks.plans import (
     build_network,
     deconver_architecture,
     plain_architecture,
-    with_axes,
+    with_components,
 )
 from nnunet_deconver.plans.memory import nnunet_loss, training_memory, usual_optimizer
 
@@ -79,7 +79,7 @@ def architecture(backbone: str, geometry: str, axes: dict, stages: int) -> dict:
         }
         name = entry["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
         entry |= {"network_class_name": name, "arch_kwargs": arch_kwargs}
-    return with_axes(deconver_architecture(entry) if backbone == "deconver" else entry, **axes)
+    return with_components(deconver_architecture(entry) if backbone == "deconver" else entry, **axes)
 
 
 class Step:

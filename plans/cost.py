@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.layers import NonnegativeDeconvolution
-from nnunet_deconver.networks.axes import sizes_per_stage
+from nnunet_deconver.networks.components import sizes_per_stage
 from nnunet_deconver.ops import assume_device
 from nnunet_deconver.plans.memory import TrainingMemory, sgd, training_memory
 

@@ -8,7 +8,6 @@ presets, a target of 8 is for a GPU of 10 to 12.
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,8 +20,9 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks.plans import build_network, deconver_architecture, with_axes
+from nnunet_deconver.files import written_whole
+from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.plans import build_network, deconver_architecture, with_components
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory, usual_optimizer
 
 # Names of nnU-Net's default plans, whose preprocessed data is shared, and of our record in a plans file.
@@ -136,13 +136,8 @@ class PluginPlanner:
                 return
             if not self.overwrite:
                 raise FileExistsError(f"{path} exists and has other settings")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(plans, indent=4))
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with written_whole(path) as file:
+            file.write(json.dumps(plans, indent=4))
 
     def _share_preprocessed_data(self, plans: dict, folder: Path):
         # A configuration that is preprocessed as that of the default plans uses the same data. Where those were never
@@ -175,7 +170,7 @@ def _preprocessing(plans: dict, configuration: str) -> str | None:
 class MemoryPlanner(PluginPlanner):
     """Plans the largest patch, and then the largest batch, whose training fits the memory target.
 
-    Class attributes set the axes of the network, see `networks.axes`; None for the backbone's own.
+    Class attributes set the axes of the network, see `networks.components`; None for the backbone's own.
     """
 
     upsampling: dict | None = None
@@ -194,7 +189,7 @@ class MemoryPlanner(PluginPlanner):
 
     def architecture(self, architecture: dict) -> dict:
         """The same network with this planner's axes."""
-        return with_axes(architecture, upsampling=self.upsampling, segmentation_head=self.segmentation_head)
+        return with_components(architecture, upsampling=self.upsampling, segmentation_head=self.segmentation_head)
 
     def static_estimate_VRAM_usage(
         self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
@@ -305,7 +300,6 @@ BACKBONES = {
     "plain": (PlainPlanner, "Plain"),
     "residual": (ResidualPlanner, "ResEnc"),
 }
-_LABELS = {"dtc": "DTC", "dysample": "DySample", "nerdm": "NeRDm", "nerdc": "NeRDc"}
 
 
 def make_planner(
@@ -318,7 +312,7 @@ def make_planner(
 
     Args:
         backbone: key of `BACKBONES`.
-        upsampling: entry of the axis, see `networks.axes`.
+        upsampling: entry of the axis, see `networks.components`.
         segmentation_head: likewise.
         memory_target: GiB.
 
@@ -331,7 +325,8 @@ def make_planner(
     UPSAMPLINGS.check(upsampling)
     SEGMENTATION_HEADS.check(segmentation_head)
     planner, label = BACKBONES[backbone]
-    axes = [_label(entry) for entry in (upsampling, segmentation_head) if entry is not None]
+    chosen = ((UPSAMPLINGS, upsampling), (SEGMENTATION_HEADS, segmentation_head))
+    axes = [components.label(entry) for components, entry in chosen if entry is not None]
     # Plans of the plain network are named after its axes, as its trainers are.
     combination = "".join(axes if axes and backbone == "plain" else [label, *axes]) + _target_label(memory_target)
     what = " + ".join(["nnU-Net's own network" if backbone == "plain" else label, *axes])
@@ -347,13 +342,6 @@ def make_planner(
             "plans_name": f"nnUNet{combination}Plans",
         },
     )
-
-
-def _label(entry: dict) -> str:
-    options = "".join(
-        f"{''.join(part[0] for part in key.split('_'))}{value}" for key, value in entry.items() if key != "name"
-    )
-    return _LABELS.get(entry["name"], entry["name"].capitalize()) + options.replace(".", "p")
 
 
 def _target_label(memory_target: float) -> str:

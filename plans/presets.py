@@ -9,7 +9,7 @@ from pathlib import Path
 from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, make_planner
 
 _FOLDER = Path(__file__).parent

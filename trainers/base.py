@@ -6,7 +6,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_deconver.networks.plans import build_network, with_axes
+from nnunet_deconver.networks.plans import build_network, with_components
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
@@ -15,8 +15,8 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 class ArchitectureTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a network of this package, and stopping at the first loss that is not finite.
 
-    Class attributes set the axes of the network (see `networks.axes`; None leaves them to the plans) and what nnU-Net
-    sets in its constructor (None keeps nnU-Net's value).
+    Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the plans)
+    and what nnU-Net sets in its constructor (None keeps nnU-Net's value).
     """
 
     upsampling: dict | None = None
@@ -54,7 +54,7 @@ class ArchitectureTrainer(nnUNetTrainer):
     @classmethod
     def architecture(cls, architecture: dict) -> dict:
         """The architecture entry this trainer builds, given the one of the plans."""
-        return with_axes(architecture, upsampling=cls.upsampling, segmentation_head=cls.segmentation_head)
+        return with_components(architecture, upsampling=cls.upsampling, segmentation_head=cls.segmentation_head)
 
     @classmethod
     def check_plans(cls, plans: dict, configuration: str):

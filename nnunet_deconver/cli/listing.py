@@ -79,9 +79,10 @@ def planner_lines(planners: list[type]) -> list[str]:
 
 def axis_lines(axis) -> list[str]:
     """Describes what can be chosen for an axis, the backbone's own first."""
-    summaries = {axis.default: "The backbone's own."}
-    summaries |= {name: summary_of(choice) for name, choice in axis.choices.items()}
-    return described_lines(summaries)
+    summaries = {axis.default: ("The backbone's own.", "nnU-Net")}
+    summaries |= {name: (summary_of(choice.module), choice.source) for name, choice in axis.choices.items()}
+    width = max(map(len, summaries))
+    return [f"{name:<{width}}  {summary} [{source}]" for name, (summary, source) in summaries.items()]
 
 
 def preset_lines() -> list[str]:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace):
 def section_lines(section: str) -> list[str]:
     """The lines of one of `SECTIONS`."""
     from nnunet_deconver import plans, trainers
-    from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
     if section == "trainers":
         return trainer_lines([getattr(trainers, name) for name in trainers.__all__])

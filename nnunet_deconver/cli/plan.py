@@ -6,7 +6,7 @@ import json
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
+from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
 from nnunet_deconver.cli.tables import table
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
+from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 

@@ -35,7 +35,7 @@ def write_table(path: Path, dice: Dice, baseline: Dice):
             writer.writerow([name, *(f"{value:.4f}" for value in (*means, *each))])
 
 
-def draw_cases(data: RawData, predictions: Path, dice: Dice, path: Path, title: str):
+def draw_held_out(data: RawData, predictions: Path, dice: Dice, path: Path, title: str):
     """Draws the best, the median and the worst held-out case.
 
     Args:

@@ -23,7 +23,7 @@ from nnunet_deconver.demo.output_folder import (
     check_output,
     prepare_output,
 )
-from nnunet_deconver.demo.report import draw_cases, format_table, table_rows, write_table
+from nnunet_deconver.demo.report import draw_held_out, format_table, table_rows, write_table
 from nnunet_deconver.demo.training import train_and_predict
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.models.trainer import find_trainer
@@ -83,7 +83,7 @@ def run_demo(
     write_table(out / TABLE, dice, baseline)
     (*_, (_, ours, threshold)) = table_rows(dice, baseline)
     title = f"{trainer}: mean Dice {ours:.2f} on {len(data.cases('Ts'))} held-out cases; thresholds: {threshold:.2f}"
-    draw_cases(data, out / "predictions", dice, out / PICTURE, title)
+    draw_held_out(data, out / "predictions", dice, out / PICTURE, title)
 
     if not keep:
         shutil.move(model, out / MODEL)

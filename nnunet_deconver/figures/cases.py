@@ -12,8 +12,17 @@ from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.figures.panels import Case, Prediction, best_median_worst, draw_panels, label_names
 from nnunet_deconver.figures.trained import draw_learned
 from nnunet_deconver.files import read_json
-from nnunet_deconver.metrics import cases as files
-from nnunet_deconver.metrics.cases import CaseError, find_images, load_case, load_image, pair_folders, pair_folds
+from nnunet_deconver.metrics.cases import (
+    CaseError,
+    CaseFiles,
+    DatasetLabels,
+    find_images,
+    load_case,
+    load_image,
+    pair_folders,
+    pair_folds,
+    read_dataset,
+)
 from nnunet_deconver.metrics.comparison import (
     MEAN,
     Evaluation,
@@ -46,8 +55,8 @@ class Source:
 
     name: str
     evaluation: Evaluation
-    dataset: files.Dataset
-    files: Mapping[str, files.Case]
+    dataset: DatasetLabels
+    files: Mapping[str, CaseFiles]
     images: Sequence[Path]
     model: Path | None
 
@@ -153,7 +162,7 @@ def find_files(evaluation: Evaluation, images: Path | None) -> Source:
     dataset_json = noted.get("dataset_json")  # not there if an earlier version evaluated
     path = Path(dataset_json) if dataset_json else find_dataset_json(references, predictions, model)
     plans = predictions / "plans.json"
-    dataset = files.read_dataset(path, plans if plans.is_file() else None, references)
+    dataset = read_dataset(path, plans if plans.is_file() else None, references)
     if predictions == model:
         cases, _, _ = pair_folds(predictions, references, dataset.file_ending, None)
     else:

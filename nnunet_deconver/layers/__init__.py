@@ -1,13 +1,12 @@
 """The layers of the papers."""
 
 from nnunet_deconver.layers.deconver_block import DeconverBlock, DeconvMixer
-from nnunet_deconver.layers.deformable_transposed_convolution import (
-    DeformableTransposedConvolution,
-    LinearUpsampling,
-)
+from nnunet_deconver.layers.deformable_transposed_convolution import DeformableTransposedConvolution
 from nnunet_deconver.layers.dysample import DySample, DySampleUpsampling
+from nnunet_deconver.layers.linear_upsampling import LinearUpsampling
 from nnunet_deconver.layers.nerd import NeRDc, NeRDm
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
+from nnunet_deconver.layers.norm_head import NormHead
 
 __all__ = [
     "DeconvMixer",
@@ -19,4 +18,5 @@ __all__ = [
     "NeRDc",
     "NeRDm",
     "NonnegativeDeconvolution",
+    "NormHead",
 ]

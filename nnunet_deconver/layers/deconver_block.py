@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_deconver.layers.common import CONVOLUTIONS
 from nnunet_deconver.layers.instance_norm import InstanceNorm
-from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS, NonnegativeDeconvolution
+from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
 from nnunet_deconver.ops import policy
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty
+from nnunet_deconver.ops.common import check_not_empty
 from nnunet_deconver.ops.pointwise import pointwise
 from nnunet_deconver.ops.recompute import checkpointed, in_chunks
 

@@ -12,21 +12,20 @@ from numbers import Real
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.dysample import (
-    DySampleUpsampling,
+from nnunet_deconver.layers.common import (
+    CONVOLUTIONS,
     at_least_float32,
     check_input,
     check_stride,
+    transposed_convolution,
     upsampled_voxels,
 )
-from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS
-from nnunet_deconver.ops.displaced_sampling import check_device, check_sampling_device, sample_displaced
+from nnunet_deconver.layers.dysample import DySampleUpsampling
+from nnunet_deconver.layers.linear_upsampling import LinearUpsampling
+from nnunet_deconver.ops.displaced_sampling import check_sampling_device, sample_displaced
 
-TRANSPOSED_CONVOLUTIONS = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
 WEIGHTINGS = ("sigmoid", "linear", None)
 
 
@@ -105,6 +104,18 @@ class DeformableTransposedConvolution(nn.Module):
         if self.weighting == "linear":
             nn.init.constant_(self.offset.bias[self.rank :], 0.5)
 
+    def start_as(self, plain: nn.Module):
+        """Makes the layer a transposed convolution with kernel = stride, exactly; sampled features come in from zero.
+
+        Args:
+            plain: the transposed convolution.
+        """
+        self.base.load_state_dict(plain.state_dict(), strict=plain.bias is not None)
+        if plain.bias is None:
+            nn.init.zeros_(self.base.bias)
+        nn.init.zeros_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_channels, *S) to (B, out_channels, *T) with T = S * stride per axis.
 
@@ -169,50 +180,6 @@ class DeformableTransposedConvolution(nn.Module):
             f"{self.in_channels}, {self.out_channels}, stride={self.stride}, "
             f"receptive_field={self.receptive_field:g}, tanh={self.tanh}, weighting={self.weighting!r}"
         )
-
-
-class LinearUpsampling(nn.Module):
-    """A 1x1 convolution for the change of channels, then bilinear or trilinear interpolation.
-
-    The two commute, and the convolution is cheaper at the input's resolution.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: upsampling per spatial axis, two or three.
-
-    Raises:
-        ValueError: for strides that are not positive whole numbers.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
-        super().__init__()
-        self.stride = check_stride(stride)
-        self.rank = len(self.stride)
-        self.projection = CONVOLUTIONS[self.rank](in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, in_channels, *S) to (B, out_channels, *T) with T = S * stride per axis."""
-        check_input(x, self.rank)
-        size = [s * t for s, t in zip(x.shape[2:], self.stride, strict=True)]
-        return F.interpolate(self.projection(x), size=size, mode=INTERPOLATIONS[self.rank], align_corners=False)
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """Elements of all convolution outputs for one image whose features have `input_size` voxels here."""
-        return np.int64(self.projection.out_channels) * upsampled_voxels(input_size, [1] * self.rank)
-
-    def check_device(self, device: torch.device | str):
-        """Raises ValueError if this module cannot be trained on a device."""
-        mode = INTERPOLATIONS[self.rank]
-        check_device(device, self.rank, f"{mode} interpolation", lambda x: F.interpolate(x, scale_factor=2, mode=mode))
-
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"stride={self.stride}"
-
-
-def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
-    """PyTorch's transposed convolution with kernel = stride and a bias."""
-    return TRANSPOSED_CONVOLUTIONS[len(stride)](in_channels, out_channels, stride, stride)
 
 
 BASES = {"transposed": transposed_convolution, "linear": LinearUpsampling, "dysample": DySampleUpsampling}

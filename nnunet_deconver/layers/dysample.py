@@ -12,13 +12,18 @@ styles read alike; the authors' weights would need reordering. Coordinates are f
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS
+from nnunet_deconver.layers.common import (
+    CONVOLUTIONS,
+    at_least_float32,
+    check_input,
+    check_stride,
+    upsampled_voxels,
+)
 from nnunet_deconver.ops.displaced_sampling import check_sampling_device, pixel_shuffle, sample_displaced
 
 STYLES = ("lp", "pl")
@@ -173,38 +178,3 @@ class DySampleUpsampling(nn.Module):
     def check_device(self, device: torch.device | str):
         """Raises ValueError if this module cannot be trained on a device."""
         self.sample.check_device(device)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Converts half precision to float32, and nothing else: what coordinates are computed in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def upsampled_voxels(input_size: Sequence[int], stride: Sequence[int]) -> np.int64:
-    """Voxels of the output of an upsampling.
-
-    Raises:
-        ValueError: if `input_size` has not one entry per spatial axis.
-    """
-    if len(input_size) != len(stride):
-        raise ValueError(f"input_size must have {len(stride)} spatial axes, got {len(input_size)}: {input_size!r}")
-    return np.prod([s * t for s, t in zip(input_size, stride, strict=True)], dtype=np.int64)
-
-
-def check_stride(stride: Sequence[int]) -> tuple[int, ...]:
-    """Returns the stride as a tuple of two or three positive whole numbers, or raises ValueError."""
-    if (
-        not isinstance(stride, Sequence)
-        or len(stride) not in (2, 3)
-        or any(not isinstance(s, Integral) or s < 1 for s in stride)
-    ):
-        raise ValueError(
-            f"stride must have one positive whole number per spatial axis (2 or 3), such as (1, 2, 2), got {stride!r}"
-        )
-    return tuple(int(s) for s in stride)
-
-
-def check_input(x: Tensor, rank: int):
-    """Raises ValueError unless a tensor has the batch, channel and spatial axes of a layer of `rank`."""
-    if x.ndim != rank + 2:
-        raise ValueError(f"x must be (B, C, *S) with {rank} spatial axes, got shape {tuple(x.shape)}")

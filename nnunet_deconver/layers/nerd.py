@@ -18,17 +18,16 @@ Deviations from the paper:
 - the perceptron's width and depth are not known to us: two hidden layers of 32 with nnU-Net's leaky ReLU.
 """
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.nonnegative_deconvolution import CONVOLUTIONS
+from nnunet_deconver.layers.common import CONVOLUTIONS, voxels
+from nnunet_deconver.ops.common import check_not_empty
 from nnunet_deconver.ops.nerd import SLOPE
 from nnunet_deconver.ops.nerd_chunked import nerd_classification, nerd_normalisation, position_code
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty
 
 
 class _PositionHead(nn.Module):
@@ -69,6 +68,10 @@ class _PositionHead(nn.Module):
         """Makes the head the plain classifier; that and the hidden layers keep what was drawn for them."""
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
+
+    def start_as(self, plain: nn.Module):
+        """Makes the head a 1x1 convolution, exactly; see `load_plain_head`."""
+        self.load_plain_head(plain.weight, plain.bias)
 
     def load_plain_head(self, weight: Tensor, bias: Tensor | None = None):
         """Makes the head the 1x1 convolution with this weight and bias, exactly.
@@ -205,7 +208,7 @@ class NeRDm(_PositionHead):
         Raises:
             ValueError: if `input_size` has not one entry per spatial axis.
         """
-        return np.int64(self.in_channels + self.num_classes) * _voxels(input_size, self.spatial_dims)
+        return np.int64(self.in_channels + self.num_classes) * voxels(input_size, self.spatial_dims)
 
 
 class NeRDc(_PositionHead):
@@ -268,13 +271,7 @@ class NeRDc(_PositionHead):
         Raises:
             ValueError: if `input_size` has not one entry per spatial axis.
         """
-        return np.int64(self.num_classes) * _voxels(input_size, self.spatial_dims)
-
-
-def _voxels(input_size: Sequence[int], spatial_dims: int) -> np.int64:
-    if len(input_size) != spatial_dims:
-        raise ValueError(f"input must have {spatial_dims} spatial axes, got {len(input_size)}: {tuple(input_size)}")
-    return np.int64(math.prod(int(extent) for extent in input_size))
+        return np.int64(self.num_classes) * voxels(input_size, self.spatial_dims)
 
 
 def _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from nnunet_deconver.layers.common import CONVOLUTIONS
 from nnunet_deconver.ops import nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.backends import check_backend, fuses_projections
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
@@ -19,8 +20,6 @@ from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     check_iterations,
     check_kernel_size,
 )
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 class NonnegativeDeconvolution(nn.Module):

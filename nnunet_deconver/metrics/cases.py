@@ -27,7 +27,7 @@ class CaseError(ValueError):
 
 
 @dataclass(frozen=True)
-class Case:
+class CaseFiles:
     """A prediction and its reference.
 
     Attributes:
@@ -42,7 +42,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Dataset:
+class DatasetLabels:
     """What dataset.json (and the label manager of a plans file) say.
 
     Attributes:
@@ -62,7 +62,7 @@ class Dataset:
     unit: str
 
 
-def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Dataset:
+def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> DatasetLabels:
     """Reads what the segmentations of a dataset are.
 
     Args:
@@ -98,7 +98,7 @@ def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Datase
     if not classes:
         raise EvaluationError(f"{dataset_json}: has no label but the background; there is nothing to evaluate")
     reader, unit = _find_reader(content, folder)
-    return Dataset(
+    return DatasetLabels(
         classes=classes,
         labels=tuple(int(label) for label in manager.all_labels),
         ignore=manager.ignore_label,
@@ -125,7 +125,9 @@ def _find_reader(dataset_json: dict, folder: Path) -> tuple[type, str]:
     raise EvaluationError(f"file_ending {ending} in dataset.json: nnU-Net has no reader for it")
 
 
-def pair_folders(references: Path, predictions: Path, ending: str) -> tuple[list[Case], dict[str, str], dict[str, str]]:
+def pair_folders(
+    references: Path, predictions: Path, ending: str
+) -> tuple[list[CaseFiles], dict[str, str], dict[str, str]]:
     """Pairs the segmentations of two folders by name.
 
     Args:
@@ -140,7 +142,7 @@ def pair_folders(references: Path, predictions: Path, ending: str) -> tuple[list
         EvaluationError: if a folder is missing, or has no such file.
     """
     expected, found = list_cases(references, ending), list_cases(predictions, ending)
-    pairs = [Case(name, expected[name], found[name]) for name in expected if name in found]
+    pairs = [CaseFiles(name, expected[name], found[name]) for name in expected if name in found]
     missing = {name: f"no prediction: {predictions / (name + ending)}" for name in expected if name not in found}
     extra = {name: f"no reference: {references / (name + ending)}" for name in found if name not in expected}
     return pairs, missing, extra
@@ -164,7 +166,7 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return {path.name.removesuffix(ending): path for path in sorted(folder.iterdir()) if path.name.endswith(ending)}
 
 
-def pair_folds(model: Path, references: Path, ending: str, splits: Path | None) -> tuple[list[Case], dict, dict]:
+def pair_folds(model: Path, references: Path, ending: str, splits: Path | None) -> tuple[list[CaseFiles], dict, dict]:
     """Pairs the validation predictions of a model's folds with their references.
 
     Only folds 0, 1, ... count: what `fold_all` segments after training, it was trained on.
@@ -205,13 +207,15 @@ def pair_folds(model: Path, references: Path, ending: str, splits: Path | None) 
             elif name not in expected:
                 extra[name] = f"no reference: {references / (name + ending)}"
             elif name not in extra:
-                pairs[name] = Case(name, expected[name], path)
+                pairs[name] = CaseFiles(name, expected[name], path)
         wanted = split[number]["val"] if number < len(split) else []
         missing |= {name: f"no prediction: {folder / (name + ending)}" for name in wanted if name not in found}
     return [pairs[name] for name in sorted(pairs)], missing, extra
 
 
-def load_case(case: Case, dataset: Dataset, same_grid: bool) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
+def load_case(
+    case: CaseFiles, dataset: DatasetLabels, same_grid: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Reads both segmentations of a case.
 
     Args:
@@ -303,7 +307,7 @@ def find_images(name: str, folders: Sequence[Path], ending: str) -> list[Path]:
     raise CaseError(f"no image {name}_0000{ending}: looked in {looked}; name the folder: --images FOLDER")
 
 
-def load_image(files: Sequence[Path], dataset: Dataset, shape: Sequence[int]) -> tuple[np.ndarray, PatientAxes]:
+def load_image(files: Sequence[Path], dataset: DatasetLabels, shape: Sequence[int]) -> tuple[np.ndarray, PatientAxes]:
     """Reads the image of a case.
 
     Args:
@@ -329,7 +333,7 @@ def load_image(files: Sequence[Path], dataset: Dataset, shape: Sequence[int]) ->
     return image.astype(np.float32), PatientAxes.of(properties)
 
 
-def _read(path: Path, role: str, dataset: Dataset) -> tuple[np.ndarray, dict]:
+def _read(path: Path, role: str, dataset: DatasetLabels) -> tuple[np.ndarray, dict]:
     try:
         # nnU-Net's readers print what they dislike before they raise.
         with redirect_stdout(io.StringIO()):

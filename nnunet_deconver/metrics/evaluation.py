@@ -21,9 +21,9 @@ import nnunet_deconver
 from nnunet_deconver.errors import ArgumentError
 from nnunet_deconver.files import read_json, written_whole
 from nnunet_deconver.metrics.cases import (
-    Case,
     CaseError,
-    Dataset,
+    CaseFiles,
+    DatasetLabels,
     EvaluationError,
     load_case,
     pair_folders,
@@ -163,10 +163,10 @@ def _plans(predictions: Path) -> Path | None:
 
 
 def _evaluate(
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     missing: Mapping[str, str],
     extra: Mapping[str, str],
-    dataset: Dataset,
+    dataset: DatasetLabels,
     settings: Settings,
     out: Path,
     chill: bool,
@@ -197,9 +197,9 @@ def _cores() -> int:
 
 
 def measure_cases(
-    cases: Sequence[Case],
+    cases: Sequence[CaseFiles],
     problems: Mapping[str, str],
-    dataset: Dataset,
+    dataset: DatasetLabels,
     settings: Settings,
     out: Path,
     processes: int,
@@ -278,7 +278,7 @@ def _read_kept(out: Path, header: dict) -> dict[str, dict]:
     return {record["case"]: record for record in lines[1:]}
 
 
-def _stamp(case: Case) -> list[list]:
+def _stamp(case: CaseFiles) -> list[list]:
     """Which files are measured: a prediction that was made anew must be measured anew."""
     stamps = []
     for path in (case.reference, case.prediction):
@@ -290,8 +290,8 @@ def _stamp(case: Case) -> list[list]:
 
 
 def _measure_all(
-    cases: Sequence[Case], dataset: Dataset, settings: Settings, processes: int
-) -> Iterator[tuple[Case, dict | str]]:
+    cases: Sequence[CaseFiles], dataset: DatasetLabels, settings: Settings, processes: int
+) -> Iterator[tuple[CaseFiles, dict | str]]:
     """Yields each case when it is measured, with what `measure_case` returned."""
     if processes == 1 or len(cases) < 2:
         for case in cases:
@@ -315,7 +315,7 @@ def _measure_all(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def measure_case(case: Case, dataset: Dataset, settings: Settings) -> dict | str:
+def measure_case(case: CaseFiles, dataset: DatasetLabels, settings: Settings) -> dict | str:
     """Measures a case.
 
     Returns:
@@ -335,7 +335,7 @@ def measure_case(case: Case, dataset: Dataset, settings: Settings) -> dict | str
 def _write_results(
     records: Sequence[dict],
     problems: Mapping[str, str],
-    dataset: Dataset,
+    dataset: DatasetLabels,
     settings: Settings,
     out: Path,
     source: Mapping[str, str | None],

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
-from nnunet_deconver.networks.plans import build_network, with_axes
+from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.plans import build_network, with_components
 
 
 def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None) -> Path:
@@ -36,9 +36,8 @@ def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = Non
     check_choice(upsampling, head)
     if out.exists():
         raise ArgumentError("out", out, "exists already; name a folder that does not")
-    if head is not None:
-        # The classifier to take over has a bias, which NeRDm by itself has not.
-        head = head | {"bias": True}
+    upsampling = None if upsampling is None else UPSAMPLINGS.start_entry(upsampling)
+    head = None if head is None else SEGMENTATION_HEADS.start_entry(head)
     upgraded, plans = upgrade(read_checkpoint(source), upsampling, head)
     return write_model(upgraded, plans, source, out)
 
@@ -47,11 +46,12 @@ def check_choice(upsampling: dict | None, head: dict | None):
     """Raises InputError if nothing is chosen, or something that cannot start as what it replaces."""
     if upsampling is None and head is None:
         raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
-    if upsampling is not None and upsampling["name"] != "dtc":
-        # The others replace the transposed convolution, whose function they do not contain.
-        raise ArgumentError(
-            "upsampling", upsampling["name"], "only dtc can start as the transposed convolution it replaces"
-        )
+    for argument, components, entry in (("upsampling", UPSAMPLINGS, upsampling), ("head", SEGMENTATION_HEADS, head)):
+        try:
+            if entry is not None:
+                components.check_can_start(entry)
+        except ValueError as error:
+            raise ArgumentError(argument, entry["name"], str(error)) from error
 
 
 def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tuple[dict, dict]:
@@ -85,7 +85,7 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
             f"trainers that build networks of their own cannot be upgraded ({str(error).splitlines()[0]})"
         ) from error
     try:
-        chosen = with_axes(architecture, upsampling=upsampling, segmentation_head=head)
+        chosen = with_components(architecture, upsampling=upsampling, segmentation_head=head)
         network = build_network(chosen, channels, classes, deep_supervision=False)
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -127,17 +127,10 @@ def transfer(stock, network):
     own = stock.state_dict().items()
     weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})
     network.load_state_dict(weights)
-    for old, new in zip(stock.decoder.transpconvs, network.decoder.transpconvs, strict=True):
-        if type(new) is not type(old):
-            new.base.load_state_dict(old.state_dict(), strict=old.bias is not None)
-            if old.bias is None:
-                nn.init.zeros_(new.base.bias)
-            # The sampled features come in from nothing.
-            nn.init.zeros_(new.projection.weight)
-            nn.init.zeros_(new.projection.bias)
-    for old, new in zip(stock.decoder.seg_layers, network.decoder.seg_layers, strict=True):
-        if type(new) is not type(old):
-            new.load_plain_head(old.weight, old.bias)
+    for kind in ("transpconvs", "seg_layers"):
+        for old, new in zip(getattr(stock.decoder, kind), getattr(network.decoder, kind), strict=True):
+            if type(new) is not type(old):
+                new.start_as(old)
 
 
 def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:

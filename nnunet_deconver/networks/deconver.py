@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from nnunet_deconver.layers import DeconverBlock
-from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
+from nnunet_deconver.layers.common import CONVOLUTIONS, transposed_convolution
+from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
 from nnunet_deconver.ops import fast_layout
 
-_TRANSPOSED = {nn.Conv1d: nn.ConvTranspose1d, nn.Conv2d: nn.ConvTranspose2d, nn.Conv3d: nn.ConvTranspose3d}
-_RANKS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+_RANKS = {convolution: rank for rank, convolution in CONVOLUTIONS.items()}
 
 
 class Deconver(AbstractDynamicNetworkArchitectures):
@@ -48,7 +48,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         ndc_groups: groups of the NDC; None for one per channel.
         mlp_ratio: channels inside the MLP per channel.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
-        upsampling: entry of the axis, see `networks.axes`; None for transposed convolutions.
+        upsampling: entry of the axis, see `networks.components`; None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         n_conv_per_stage: unused, see above.
         n_conv_per_stage_decoder: unused.
@@ -120,7 +120,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         self.decoder = DeconverDecoder(
             features, conv_op, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
         )
-        replace_axes(self.decoder, upsampling, segmentation_head)
+        replace_components(self.decoder, upsampling, segmentation_head)
         # Where tools that transfer weights between networks of this family find their parts.
         self.key_to_encoder = "encoder.stages"
         self.key_to_stem = "encoder.stem"
@@ -241,8 +241,7 @@ class DeconverDecoder(nn.Module):
         self.num_classes = num_classes
         levels = range(len(features) - 2, -1, -1)
         self.transpconvs = nn.ModuleList(
-            _TRANSPOSED[conv_op](features[level + 1], features[level], strides[level + 1], strides[level + 1])
-            for level in levels
+            transposed_convolution(features[level + 1], features[level], strides[level + 1]) for level in levels
         )
         self.projections = nn.ModuleList(
             conv_op(2 * features[level], features[level], 1, bias=False) for level in levels
@@ -274,7 +273,7 @@ class DeconverDecoder(nn.Module):
             if self.deep_supervision or level == 0:
                 channels += self.num_classes
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
-        return total + axes_feature_map_size(self, sizes, self.features, self.num_classes)
+        return total + components_feature_map_size(self, sizes, self.features, self.num_classes)
 
 
 def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dict) -> nn.Sequential:

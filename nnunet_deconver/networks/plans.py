@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 PACKAGE = "nnunet_deconver.networks"
 DECONVER = f"{PACKAGE}.Deconver"
@@ -94,14 +94,16 @@ def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | lis
     return [k if k == 1 else kernel_size for k in kernel]
 
 
-def with_axes(architecture: dict, *, upsampling: dict | None = None, segmentation_head: dict | None = None) -> dict:
+def with_components(
+    architecture: dict, *, upsampling: dict | None = None, segmentation_head: dict | None = None
+) -> dict:
     """The architecture entry of the same network with an upsampling and a segmentation head.
 
     nnU-Net's networks become the ones here, which are the same but for the axes.
 
     Args:
         architecture: entry of PlainConvUNet, ResidualEncoderUNet or a network here.
-        upsampling: entry of the axis, see `networks.axes`; None leaves what the entry has.
+        upsampling: entry of the axis, see `networks.components`; None leaves what the entry has.
         segmentation_head: likewise.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from nnunet_deconver.networks.axes import axes_feature_map_size, replace_axes, sizes_per_stage
+from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
 
 
 class _WithAxes:
@@ -20,14 +20,14 @@ class _WithAxes:
 
     Args:
         *args: the network's own.
-        upsampling: entry of the axis (see `networks.axes`); None for transposed convolutions.
+        upsampling: entry of the axis (see `networks.components`); None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         **kwargs: the network's own.
     """
 
     def __init__(self, *args, upsampling: dict | None = None, segmentation_head: dict | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        replace_axes(self.decoder, upsampling, segmentation_head)
+        replace_components(self.decoder, upsampling, segmentation_head)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Maps (B, input_channels, *S) to logits (B, num_classes, *S), or to a list of them, highest first."""
@@ -39,7 +39,7 @@ class _WithAxes:
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all convolution outputs for one image of `input_size` voxels, as nnU-Net counts them."""
-        return super().compute_conv_feature_map_size(input_size) + axes_feature_map_size(
+        return super().compute_conv_feature_map_size(input_size) + components_feature_map_size(
             self.decoder,
             sizes_per_stage(input_size, self.encoder.strides),
             self.encoder.output_channels,

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from nnunet_deconver.ops.common import full_precision
 from nnunet_deconver.ops.nerd import SLOPE, border_distances, position_activations
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import full_precision
 
 ORDERS = ("map_first", "image_first")
 # What a chunk may take besides its input and output. A chunk costs some hundred kernel launches in a training step;

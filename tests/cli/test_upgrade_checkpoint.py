@@ -7,7 +7,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_deconver.cli import main
-from nnunet_deconver.networks.plans import build_network, with_axes
+from nnunet_deconver.networks.plans import build_network, with_components
 
 DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 NAMES = {
@@ -122,7 +122,7 @@ def test_a_network_with_the_axes_starts_from_the_upgraded_checkpoint(tmp_path, c
     path = tmp_path / "upgraded" / "fold_0" / "checkpoint_final.pth"
     assert f"-pretrained_weights {path}" in capsys.readouterr().out
     architecture = plans()["configurations"]["cfg"]["architecture"]
-    network = build_network(with_axes(architecture, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
+    network = build_network(with_components(architecture, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
     load_pretrained_weights(network, str(path))
     original = build_network(architecture, 1, 2, deep_supervision=False)
     original.load_state_dict(torch.load(stock, weights_only=False)["network_weights"])

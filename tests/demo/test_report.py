@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_deconver.demo.report import draw_cases
+from nnunet_deconver.demo.report import draw_held_out
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ def test_best_median_and_worst_case_are_drawn(raw_data, scores, titles, tmp_path
     dice = {"organ": {f"c{number}": score for number, score in enumerate(scores)}}
     drawn = []
     monkeypatch.setattr(panels, "draw_panels", lambda cases, *_, **__: drawn.extend(cases))
-    draw_cases(data, tmp_path / "Dataset001_A" / "labelsTs", dice, tmp_path / "demo.png", "")
+    draw_held_out(data, tmp_path / "Dataset001_A" / "labelsTs", dice, tmp_path / "demo.png", "")
     assert [case.title for case in drawn] == titles

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, with_axes
+from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, with_components
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
 from nnunet_deconver.trainers.schedule import warmup_cosine
 
@@ -25,7 +25,7 @@ def deconver_plans(nnunet, number: int, name: str, **axes) -> Path:
     plans = json.loads(nnunet.plans(number, "tinyPlans").read_text())
     plans["plans_name"] = name
     for configuration in plans["configurations"].values():
-        configuration["architecture"] = with_axes(deconver_architecture(configuration["architecture"]), **axes)
+        configuration["architecture"] = with_components(deconver_architecture(configuration["architecture"]), **axes)
     path = nnunet.plans(number, name)
     path.write_text(json.dumps(plans))
     return path

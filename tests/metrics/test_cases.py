@@ -11,9 +11,9 @@ from skimage import io
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.metrics.cases import (
-    Case,
     CaseError,
-    Dataset,
+    CaseFiles,
+    DatasetLabels,
     EvaluationError,
     find_images,
     load_case,
@@ -46,7 +46,7 @@ def write(path, voxels=None, spacing=(0.5, 0.6, 3.0), origin=(10, -20, 5), direc
 
 def load(tmp_path, *, dataset=None, same_grid=False, reference=None, prediction=None):
     content = read_dataset(write_dataset(tmp_path, **(dataset or {})), None, tmp_path)
-    case = Case(
+    case = CaseFiles(
         "c", write(tmp_path / "r.nii.gz", **(reference or {})), write(tmp_path / "p.nii.gz", **(prediction or {}))
     )
     return load_case(case, content, same_grid)
@@ -112,7 +112,7 @@ def test_images_without_spacing_are_measured_in_pixels(tmp_path):
         io.imsave(tmp_path / name, np.eye(5, dtype=np.uint8), check_contrast=False)
     dataset = read_dataset(dataset_json, None, tmp_path)
     assert (dataset.reader, dataset.unit) == (NaturalImage2DIO, "px")
-    reference, _, spacing = load_case(Case("c", tmp_path / "r.png", tmp_path / "p.png"), dataset, False)
+    reference, _, spacing = load_case(CaseFiles("c", tmp_path / "r.png", tmp_path / "p.png"), dataset, False)
     assert (reference.shape, spacing) == ((5, 5), (1, 1))
 
 
@@ -155,7 +155,7 @@ def test_a_file_stored_in_another_order_lies_on_the_same_grid(tmp_path):
     image = nibabel.Nifti1Image(voxels.astype(np.uint8), np.diag([1.0, 2.0, 3.0, 1.0]))
     nibabel.save(image, tmp_path / "r.nii.gz")
     nibabel.save(image.as_reoriented([[1, -1], [0, 1], [2, 1]]), tmp_path / "p.nii.gz")
-    reference, prediction, _ = load_case(Case("c", tmp_path / "r.nii.gz", tmp_path / "p.nii.gz"), dataset, False)
+    reference, prediction, _ = load_case(CaseFiles("c", tmp_path / "r.nii.gz", tmp_path / "p.nii.gz"), dataset, False)
     np.testing.assert_array_equal(reference, prediction)
 
 
@@ -204,14 +204,14 @@ def test_an_unreadable_file_is_named(tmp_path, content, capfd):
     write(tmp_path / "r.nii.gz")
     (tmp_path / "p.nii.gz").write_bytes(content)
     with pytest.raises(CaseError, match=r"prediction .*p.nii.gz cannot be read"):
-        load_case(Case("c", tmp_path / "r.nii.gz", tmp_path / "p.nii.gz"), dataset, False)
+        load_case(CaseFiles("c", tmp_path / "r.nii.gz", tmp_path / "p.nii.gz"), dataset, False)
 
 
 def test_colors_are_no_labels(tmp_path):
     dataset = read_dataset(write_dataset(tmp_path, file_ending=".png"), None, tmp_path)
     io.imsave(tmp_path / "r.png", np.ones((5, 5, 3), np.uint8), check_contrast=False)
     with pytest.raises(CaseError, match="has 3 channels; a segmentation has one"):
-        load_case(Case("c", tmp_path / "r.png", tmp_path / "r.png"), dataset, False)
+        load_case(CaseFiles("c", tmp_path / "r.png", tmp_path / "r.png"), dataset, False)
 
 
 def touch(*paths):
@@ -225,7 +225,7 @@ def test_pairs_by_name(tmp_path):
     touch(*(references / f"{name}.nii.gz" for name in "abc"), references / "dataset.json")
     touch(*(predictions / f"{name}.nii.gz" for name in "bcd"), predictions / "b.npz", predictions / "summary.json")
     pairs, missing, extra = pair_folders(references, predictions, ".nii.gz")
-    assert pairs == [Case(name, references / f"{name}.nii.gz", predictions / f"{name}.nii.gz") for name in "bc"]
+    assert pairs == [CaseFiles(name, references / f"{name}.nii.gz", predictions / f"{name}.nii.gz") for name in "bc"]
     assert missing == {"a": f"no prediction: {predictions / 'a.nii.gz'}"}
     assert extra == {"d": f"no reference: {references / 'd.nii.gz'}"}
 
@@ -292,7 +292,7 @@ def test_slices_are_turned_as_radiologists_see_them(tmp_path, axes, reader):
     image.SetSpacing((1.0, 2.0, 3.0))
     image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
     sitk.WriteImage(sitk.DICOMOrient(image, axes), str(tmp_path / "a_0000.nii.gz"))
-    dataset = Dataset({}, (), None, ".nii.gz", reader, "mm")
+    dataset = DatasetLabels({}, (), None, ".nii.gz", reader, "mm")
     voxels, properties = dataset.reader().read_images([str(tmp_path / "a_0000.nii.gz")])
     loaded, turning = load_image([tmp_path / "a_0000.nii.gz"], dataset, voxels.shape[1:])
     np.testing.assert_array_equal(turning.turn(loaded), expected[None])
@@ -301,7 +301,7 @@ def test_slices_are_turned_as_radiologists_see_them(tmp_path, axes, reader):
 
 def test_images_without_axes_of_a_patient_stay_as_they_are(tmp_path):
     io.imsave(tmp_path / "a_0000.png", np.arange(12, dtype=np.uint8).reshape(3, 4), check_contrast=False)
-    dataset = Dataset({}, (), None, ".png", NaturalImage2DIO, "px")
+    dataset = DatasetLabels({}, (), None, ".png", NaturalImage2DIO, "px")
     loaded, turning = load_image([tmp_path / "a_0000.png"], dataset, (3, 4))
     np.testing.assert_array_equal(turning.turn(loaded)[0, 0], np.arange(12).reshape(3, 4))
     with pytest.raises(CaseError, match=r"shapes differ: reference \(1, 4, 3\), image .*a_0000.png \(1, 3, 4\)"):

@@ -10,7 +10,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_deconver.metrics import evaluation
-from nnunet_deconver.metrics.cases import Case, EvaluationError, pair_folders, read_dataset
+from nnunet_deconver.metrics.cases import CaseFiles, EvaluationError, pair_folders, read_dataset
 from nnunet_deconver.metrics.definitions import Settings
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
@@ -277,6 +277,6 @@ def test_a_vanished_file_is_the_problem_of_its_case(tmp_path):
     folders(tmp_path, number=1)
     dataset = read_dataset(tmp_path / "pred" / "dataset.json", None, tmp_path / "gt")
     (tmp_path / "pred" / "link.nii.gz").symlink_to(tmp_path / "nowhere")
-    case = Case("link", tmp_path / "gt" / "case_0.nii.gz", tmp_path / "pred" / "link.nii.gz")
+    case = CaseFiles("link", tmp_path / "gt" / "case_0.nii.gz", tmp_path / "pred" / "link.nii.gz")
     summary = evaluation.measure_cases([case], {}, dataset, Settings(), tmp_path / "out", 1, {})
     assert "cannot be read" in summary["problems"]["link"]

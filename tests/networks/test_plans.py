@@ -7,7 +7,7 @@ from nnunet_deconver.networks.plans import (
     build_network,
     deconver_architecture,
     plain_architecture,
-    with_axes,
+    with_components,
 )
 
 
@@ -98,7 +98,9 @@ def test_arguments_that_the_network_rejects(entry):
 
 
 def test_axes_are_added_to_nnunets_network():
-    entry = with_axes(plain(), upsampling={"name": "dtc", "receptive_field": 4}, segmentation_head={"name": "nerdc"})
+    entry = with_components(
+        plain(), upsampling={"name": "dtc", "receptive_field": 4}, segmentation_head={"name": "nerdc"}
+    )
     network = build_network(entry, 1, 2, deep_supervision=False)
     assert type(network) is PlainConvUNet
     assert all(type(layer) is DeformableTransposedConvolution for layer in network.decoder.transpconvs)
@@ -109,29 +111,29 @@ def test_axes_are_added_to_nnunets_network():
 
 
 def test_without_a_choice_the_plan_stays_as_it_is():
-    assert with_axes(plain()) == plain()
-    chosen = with_axes(plain(), upsampling={"name": "dtc"})
-    assert with_axes(chosen, upsampling={"name": "dtc"}) == chosen
+    assert with_components(plain()) == plain()
+    chosen = with_components(plain(), upsampling={"name": "dtc"})
+    assert with_components(chosen, upsampling={"name": "dtc"}) == chosen
 
 
 def test_deconver_takes_over_the_axes_of_the_plan():
-    entry = deconver_architecture(with_axes(plain(), segmentation_head={"name": "nerdc"}))
-    network = build_network(with_axes(entry, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
+    entry = deconver_architecture(with_components(plain(), segmentation_head={"name": "nerdc"}))
+    network = build_network(with_components(entry, upsampling={"name": "dtc"}), 1, 2, deep_supervision=False)
     assert type(network) is Deconver
     assert type(network.decoder.seg_layers[0]) is NeRDc
     assert type(network.decoder.transpconvs[0]) is DeformableTransposedConvolution
 
 
 def test_a_plan_and_a_trainer_that_disagree():
-    chosen = with_axes(plain(), upsampling={"name": "linear"})
+    chosen = with_components(plain(), upsampling={"name": "linear"})
     with pytest.raises(ValueError, match=r"the plans have upsampling \{'name': 'linear'\}, the trainer"):
-        with_axes(chosen, upsampling={"name": "dtc"})
+        with_components(chosen, upsampling={"name": "dtc"})
 
 
 def test_networks_without_axes_are_named():
     entry = plain() | {"network_class_name": "dynamic_network_architectures.architectures.primus.PrimusM"}
     with pytest.raises(ValueError, match="PrimusM, which has no upsampling to choose"):
-        with_axes(entry, upsampling={"name": "dtc"})
+        with_components(entry, upsampling={"name": "dtc"})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_networks_without_axes_are_named():
 def test_the_default_network_on_the_stages_of_another(kernel_sizes, expected, built):
     """nnU-Net's: two convolutions a stage, kernels of 3 at most, none of the other's axes."""
     entry = deconver_architecture(plain(kernel_sizes=kernel_sizes))
-    entry = with_axes(entry, upsampling={"name": "dtc"}, segmentation_head={"name": "nerdc"})
+    entry = with_components(entry, upsampling={"name": "dtc"}, segmentation_head={"name": "nerdc"})
     default = plain_architecture(entry)
     stock = plain() | {"network_class_name": "nnunet_deconver.networks.PlainConvUNet"}
     del stock["arch_kwargs"]["dropout_op"], stock["arch_kwargs"]["dropout_op_kwargs"]

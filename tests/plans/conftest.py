@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnunet_deconver.networks.plans import deconver_architecture, with_axes
+from nnunet_deconver.networks.plans import deconver_architecture, with_components
 
 NNUNET = "dynamic_network_architectures.architectures.unet."
 
@@ -33,7 +33,7 @@ def _architecture(backbone: str, rank: int, *, features=(16, 32, 64), anisotropi
         "arch_kwargs": arch_kwargs,
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
-    return with_axes(deconver_architecture(entry) if backbone == "deconver" else entry, **axes)
+    return with_components(deconver_architecture(entry) if backbone == "deconver" else entry, **axes)
 
 
 @pytest.fixture(scope="session")

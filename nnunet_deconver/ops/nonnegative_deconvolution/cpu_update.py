@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from nnunet_deconver.ops.common import check_not_empty, full_precision
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow, widen
-from nnunet_deconver.ops.nonnegative_deconvolution.reference import check_not_empty, compute_dtype, full_precision
+from nnunet_deconver.ops.nonnegative_deconvolution.reference import compute_dtype
 from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
 
 # Elements of the source in a slab, without the planes kept from the slab before.

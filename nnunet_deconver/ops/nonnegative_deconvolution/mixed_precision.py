@@ -12,11 +12,11 @@ half precision saturates instead of overflowing:
 import torch
 from torch import Tensor
 
+from nnunet_deconver.ops.common import full_precision
 from nnunet_deconver.ops.device import fast_layout
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     adjoint_filter,
     compute_dtype,
-    full_precision,
     nonnegative_deconvolution_reference,
     same_convolution,
 )

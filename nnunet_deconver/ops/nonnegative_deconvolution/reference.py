@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_deconver.ops.common import check_not_empty, full_precision
+
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
@@ -70,12 +72,6 @@ def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iter
         )
     check_iterations(iterations)
     check_eps(eps)
-
-
-def check_not_empty(x: Tensor):
-    """Raises ValueError if an image has no voxels, as convolutions do; there may be no images."""
-    if 0 in x.shape[2:]:
-        raise ValueError(f"x must have a voxel at least along each spatial axis, got shape {tuple(x.shape)}")
 
 
 def check_kernel_size(kernel_size, name: str):
@@ -149,10 +145,3 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """Autocast switched off: eps = 1e-8 does not exist in float16."""
-    # Autocast knows a few device types only (not "meta", and "mps" in recent releases alone); the CPU's context
-    # is harmless for the others, where nothing is cast.
-    return torch.autocast(device.type if device.type in ("cuda", "xpu") else "cpu", enabled=False)

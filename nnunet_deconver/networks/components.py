@@ -1,14 +1,17 @@
-"""The two axes every network here has besides its backbone: upsampling and segmentation head.
+"""What every network here has besides its backbone: an upsampling and a segmentation head.
 
-Either is one entry in a plan's `arch_kwargs`: a dict with the `name` of a class below and its options, for instance
-`"upsampling": {"name": "dtc", "receptive_field": 4}`. A further upsampling or head is one class and one line here.
+Either is one entry in a plan's `arch_kwargs`: a dict with the `name` of a choice below and its options, for instance
+`"upsampling": {"name": "dtc", "receptive_field": 4}`. A further upsampling or head is one class, and one entry here;
+names, lists, help texts and planners follow from that.
 
 An upsampling is constructed with (in_channels, out_channels, stride), a head with (in_channels, num_classes,
-spatial_dims); both have `compute_conv_feature_map_size(input_size)`.
+spatial_dims); both have `compute_conv_feature_map_size(input_size)`. With `start_as(plain)` a trained network can be
+given one: it then computes what the layer it replaces did.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -19,21 +22,52 @@ from nnunet_deconver.layers import (
     LinearUpsampling,
     NeRDc,
     NeRDm,
+    NormHead,
 )
 
 
-class Axis:
+@dataclass(frozen=True)
+class Component:
+    """A choice.
+
+    Attributes:
+        module: class; the first line of its docstring says what it is.
+        label: what it is called in names of trainers, planners and plans.
+        source: where it is published.
+        start_options: options with which its `start_as` can take over any plain layer.
+    """
+
+    module: type[nn.Module]
+    label: str
+    source: str
+    start_options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def options(self) -> list[str]:
+        """Names of its options."""
+        # What the networks give every class of its kind is no option.
+        return list(inspect.signature(self.module).parameters)[3:]
+
+    @property
+    def can_start_as_plain(self) -> bool:
+        """Whether a trained network can be given one."""
+        return hasattr(self.module, "start_as")
+
+
+class Components:
     """What can be chosen for one argument of the networks.
 
     Args:
         argument: its name in `arch_kwargs`.
         default: name of what the backbones build by themselves.
-        choices: the classes by name.
+        plain: what that is, in words.
+        choices: by name.
     """
 
-    def __init__(self, argument: str, default: str, choices: dict[str, type[nn.Module]]):
+    def __init__(self, argument: str, default: str, plain: str, choices: dict[str, Component]):
         self.argument = argument
         self.default = default
+        self.plain = plain
         self.choices = choices
 
     def is_default(self, entry: dict | None) -> bool:
@@ -49,42 +83,66 @@ class Axis:
         known = [self.default, *self.choices]
         if entry["name"] not in known:
             raise ValueError(f"{self.argument} {entry['name']!r} is unknown; known are {', '.join(known)}")
-        options = self.options(entry["name"])
+        options = [] if entry["name"] == self.default else self.choices[entry["name"]].options
         unknown = [option for option in entry if option not in ("name", *options)]
         if unknown:
             allowed = f"it has {', '.join(options)}" if options else "it has none"
             raise ValueError(f"{self.argument} {entry['name']!r} has no option {', '.join(unknown)}; {allowed}")
 
-    def options(self, name: str) -> list[str]:
-        """Names of the options of a choice."""
-        if name == self.default:
-            return []
-        # What the networks give every class of the axis is no option.
-        return list(inspect.signature(self.choices[name]).parameters)[3:]
+    def check_can_start(self, entry: dict):
+        """Raises ValueError unless a checked entry names what can start as the plain layer."""
+        able = [name for name, component in self.choices.items() if component.can_start_as_plain]
+        if entry["name"] not in able:
+            raise ValueError(f"only {' and '.join(able)} can start as the {self.plain} it replaces")
+
+    def start_entry(self, entry: dict) -> dict:
+        """A checked entry with the options that taking over a plain layer needs."""
+        return {**entry, **self.choices[entry["name"]].start_options}
 
     def build(self, entry: dict, *arguments) -> nn.Module:
         """Constructs what a checked entry, not the default one, names."""
-        return self.choices[entry["name"]](*arguments, **{k: v for k, v in entry.items() if k != "name"})
+        return self.choices[entry["name"]].module(*arguments, **{k: v for k, v in entry.items() if k != "name"})
+
+    def label(self, entry: dict) -> str:
+        """What an entry is called in names: the choice's label, and its options by their initials."""
+        options = "".join(
+            f"{''.join(part[0] for part in key.split('_'))}{value}" for key, value in entry.items() if key != "name"
+        )
+        return self.choices[entry["name"]].label + options.replace(".", "p")
 
     def _example(self) -> dict:
         return {"name": next(iter(self.choices))}
 
 
-UPSAMPLINGS = Axis(
+UPSAMPLINGS = Components(
     "upsampling",
     "transposed",
-    {"dtc": DeformableTransposedConvolution, "dysample": DySampleUpsampling, "linear": LinearUpsampling},
+    "transposed convolution",
+    {
+        "dtc": Component(DeformableTransposedConvolution, "DTC", "arXiv 2601.17939"),
+        "dysample": Component(DySampleUpsampling, "DySample", "arXiv 2308.15085"),
+        "linear": Component(LinearUpsampling, "Linear", "nnU-Net"),
+    },
 )
-SEGMENTATION_HEADS = Axis("segmentation_head", "conv", {"nerdm": NeRDm, "nerdc": NeRDc})
+SEGMENTATION_HEADS = Components(
+    "segmentation_head",
+    "conv",
+    "1x1 convolution",
+    {
+        "nerdm": Component(NeRDm, "NeRDm", "arXiv 2103.04020", {"bias": True}),
+        "nerdc": Component(NeRDc, "NeRDc", "arXiv 2103.04020", {"bias": True}),
+        "norm": Component(NormHead, "Norm", "nnunet-deconver"),
+    },
+)
 
 
-def replace_axes(decoder: nn.Module, upsampling: dict | None, segmentation_head: dict | None):
+def replace_components(decoder: nn.Module, upsampling: dict | None, segmentation_head: dict | None):
     """Puts the chosen upsamplings and heads in the place of a decoder's own, which keep their shapes and names.
 
     Args:
         decoder: with nnU-Net's `transpconvs` and `seg_layers`.
-        upsampling: entry of the axis; None leaves the transposed convolutions.
-        segmentation_head: entry of the axis; None leaves the 1x1 convolutions.
+        upsampling: entry; None leaves the transposed convolutions.
+        segmentation_head: entry; None leaves the 1x1 convolutions.
 
     Raises:
         ValueError: for unknown names, options that do not exist or do not fit.
@@ -101,13 +159,13 @@ def replace_axes(decoder: nn.Module, upsampling: dict | None, segmentation_head:
             )
 
 
-def axes_feature_map_size(
+def components_feature_map_size(
     decoder: nn.Module, sizes: Sequence[Sequence[int]], features: Sequence[int], num_classes: int
 ) -> np.int64:
-    """Elements of convolution outputs that the axes add to what the backbone's own layers would make.
+    """Elements of convolution outputs that the components add to what the backbone's own layers would make.
 
     Args:
-        decoder: after `replace_axes`.
+        decoder: after `replace_components`.
         sizes: spatial size of each stage's features, highest resolution first.
         features: channels of each stage, likewise.
         num_classes: output channels.

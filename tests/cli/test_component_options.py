@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_deconver.cli.axis_options import head_entry, upsampling_entry
+from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
 from nnunet_deconver.errors import InputError
 
 

@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures import unet
 from torch import nn
 
 from nnunet_deconver.networks import Deconver, PlainConvUNet, ResidualEncoderUNet
-from nnunet_deconver.networks.axes import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 BACKBONES = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet, "deconver": Deconver}
 UPSAMPLING_ENTRIES = {
@@ -20,7 +20,7 @@ UPSAMPLING_ENTRIES = {
     "dtc-on-linear": {"name": "dtc", "base": "linear", "receptive_field": 4},
     "dtc-on-dysample": {"name": "dtc", "base": "dysample", "receptive_field": "inf"},
 }
-HEAD_ENTRIES = {"conv": None, "nerdm": {"name": "nerdm"}, "nerdc": {"name": "nerdc"}}
+HEAD_ENTRIES = {"conv": None, "nerdm": {"name": "nerdm"}, "nerdc": {"name": "nerdc"}, "norm": {"name": "norm"}}
 # conv_op, kernels, strides, input size
 GEOMETRIES = {
     "2d": (nn.Conv2d, [[3, 3]] * 3, [[1, 1], [2, 2], [2, 2]], (8, 12)),
