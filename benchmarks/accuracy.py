@@ -14,8 +14,10 @@ measures all that is done and compares each trainer with one, case by case; `tab
 
 import argparse
 import json
+import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +32,7 @@ from tqdm import tqdm
 from nnunet_deconver.metrics.comparison import wilcoxon
 from nnunet_deconver.metrics.statistics import bootstrap_means, interval
 from nnunet_deconver.metrics.surface import hausdorff_distance, surface_distances
+from nnunet_deconver.models.cost import count, of_plans
 from nnunet_deconver.models.training_log import read_curves
 
 PLANS = "accuracyPlans"
@@ -122,6 +125,8 @@ def report(args: argparse.Namespace):
             row[f"{metric}_by_fold"] = " ".join(
                 f"{(measured[name][fold][metric] - measured[args.against][fold][metric]).mean():.4f}" for fold in folds
             )
+        row |= cost(args, name)
+        row["fastest_epoch_s"] = min(seconds for fold in found[name].values() for seconds in epoch_times(fold))
         row["training_loss"] = round(float(np.mean([curve.train_loss[-1] for curve in curves])), 4)
         row["validation_loss"] = round(float(np.mean([curve.val_loss[-1] for curve in curves])), 4)
         rows.append(row)
@@ -145,58 +150,82 @@ def report(args: argparse.Namespace):
     )
 
 
+def cost(args: argparse.Namespace, name: str) -> dict[str, float]:
+    """Parameters, FLOPs and training memory (counted for a GPU in mixed precision) of a trainer's network."""
+    folder = Path(os.environ["nnUNet_preprocessed"]) / args.dataset
+    os.environ["nnUNet_extTrainer"] = str(TRAINERS)
+    files = folder / f"{args.plans}.json", folder / "dataset.json"
+    task, (subject,) = of_plans(*files, [f"Accuracy_{name}"], args.configuration)
+    counted = count(subject, task)
+    return {
+        "parameters_M": round(counted.parameters / 1e6, 2),
+        "kflops_per_voxel": round(counted.flops / math.prod(counted.patch_size) / 1e3, 1),
+        "training_GiB": round(counted.memory.peak / 2**30, 3),
+    }
+
+
+def epoch_times(fold: Path) -> list[float]:
+    """Seconds of each epoch, validation patches included."""
+    texts = [path.read_text() for path in fold.glob("training_log_*.txt")]
+    return [float(seconds) for text in texts for seconds in re.findall(r"Epoch time: ([\d.]+) s", text)]
+
+
 def table(args: argparse.Namespace):
     """Prints a table in Markdown of what a report wrote."""
-    print(markdown(json.loads(args.results.read_text())))
+    print(markdown(json.loads(args.results.read_text()), args.costs))
 
 
-def markdown(results: dict) -> str:
+def markdown(results: dict, costs: bool = False) -> str:
     """The table of a report, see `table`.
 
     Args:
         results: content of its JSON file.
+        costs: what the networks cost, in place of how accurate they are.
     """
-    columns = [
-        "trainer",
-        "seeds",
-        "Dice",
-        "of the largest components",
-        "HD95",
-        "far false positives",
-        "Dice against the first [95 %], p, by seed",
-        "HD95 against the first [95 %], p, by seed",
-        "loss: training, validation",
-    ]
-    lines = [columns, ["---"] * len(columns)]
-    for row in results["rows"]:
-        classes = [key for key in row if key.startswith("dice_") and key.removeprefix("dice_").isdigit()]
-        lines.append(
-            [
-                f"`{row['trainer']}`",
-                str(row["folds"]),
-                " / ".join(f"{row[key]:.3f}" for key in classes),
-                " / ".join(f"{row[key.replace('dice', 'dice_largest')]:.3f}" for key in classes),
-                " / ".join(f"{row[key.replace('dice', 'hd95')]:.2f}" for key in classes),
-                f"{row['far_false_positives']:.0f}",
-                *(_difference(row, metric, digits) for metric, digits in (("dice", 4), ("hd95", 2))),
-                f"{row['training_loss']:.3f}, {row['validation_loss']:.3f}",
-            ]
-        )
+    rows = [_costs(row) if costs else _accuracy(row, results["against"]) for row in results["rows"]]
+    lines = [[*rows[0]], ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _accuracy(row: dict, against: str) -> dict[str, str]:
+    classes = [key.removeprefix("dice_") for key in row if re.fullmatch(r"dice_\d+", key)]
+
+    def by_class(metric: str, digits: int) -> str:
+        return " / ".join(f"{row[f'{metric}_{label}']:.{digits}f}" for label in classes)
+
+    return {
+        "trainer": f"`{row['trainer']}`",
+        "seeds": str(row["folds"]),
+        "Dice": by_class("dice", 3),
+        "of the largest components": by_class("dice_largest", 3),
+        "HD95": by_class("hd95", 2),
+        "far false positives": f"{row['far_false_positives']:.0f}",
+        f"Dice less that of {against} [95 %], p; by seed": _difference(row, "dice", 4),
+        f"HD95 less that of {against} [95 %], p; by seed": _difference(row, "hd95", 2),
+        "loss, training / validation": f"{row['training_loss']:.3f} / {row['validation_loss']:.3f}",
+    }
+
+
+def _costs(row: dict) -> dict[str, str]:
+    return {
+        "trainer": f"`{row['trainer']}`",
+        "parameters / M": f"{row['parameters_M']:.2f}",
+        "kFLOPs / voxel": f"{row['kflops_per_voxel']:.0f}",
+        "training on a GPU / GiB": f"{row['training_GiB']:.3f}",
+        "fastest epoch here / s": f"{row['fastest_epoch_s']:.0f}",
+    }
+
+
 def _difference(row: dict, metric: str, digits: int) -> str:
-    if row[f"{metric}_interval"] == "[0.0000, 0.0000]":
+    by_fold = row[f"{metric}_by_fold"].split()
+    if not any(map(float, by_fold)):
         return ""
-    low, high, *folds = (
-        f"{float(number):+.{digits}f}"
-        for number in (
-            row[f"{metric}_interval"].strip("[]") + ", " + row[f"{metric}_by_fold"].replace(" ", ", ")
-        ).split(", ")
+    low, high = row[f"{metric}_interval"].strip("[]").split(", ")
+    difference, low, high, *folds = (
+        f"{float(number):+.{digits}f}" for number in (row[f"{metric}_difference"], low, high, *by_fold)
     )
     p = row[f"{metric}_p"]
-    p = "< 0.0001" if p < 1e-4 else f"{p:.2g}"
-    return f"{row[f'{metric}_difference']:+.{digits}f} [{low}, {high}], {p}; {', '.join(folds)}"
+    return f"{difference} [{low}, {high}], {'< 0.0001' if p < 1e-4 else f'{p:.2g}'}; {', '.join(folds)}"
 
 
 def measure_fold(args: argparse.Namespace, folder: Path) -> dict[str, np.ndarray]:
@@ -259,6 +288,7 @@ def main():
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("table", help=table.__doc__)
     command.add_argument("results", type=Path, help="JSON file of a report")
+    command.add_argument("--costs", action="store_true", help="what the networks cost, not how accurate they are")
     command.set_defaults(run=table)
     for run in (prepare, train, report):
         command = commands.add_parser(run.__name__, help=run.__doc__)

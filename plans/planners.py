@@ -349,12 +349,13 @@ def _target_label(memory_target: float) -> str:
     return labels.get(memory_target, f"{memory_target:g}GB".replace(".", "p"))
 
 
-_DTC, _NERDM, _NERDC = {"name": "dtc"}, {"name": "nerdm"}, {"name": "nerdc"}
+_DTC, _NERDM, _NERDC, _NORM = ({"name": name} for name in ("dtc", "nerdm", "nerdc", "norm"))
 _COMBINATIONS = (
     ("deconver", None, None),
     ("deconver", _DTC, None),
     ("deconver", None, _NERDC),
     ("deconver", _DTC, _NERDC),
+    ("deconver", None, _NORM),
     ("plain", _DTC, None),
     ("plain", None, _NERDM),
     ("plain", None, _NERDC),

@@ -47,6 +47,18 @@ class nnUNetTrainerDeconverNeRDc(nnUNetTrainerDeconver):
     segmentation_head = {"name": "nerdc"}
 
 
+class nnUNetTrainerDeconverNorm(nnUNetTrainerDeconver):
+    """Deconver with an instance norm before each head, which finds less where nothing is."""
+
+    segmentation_head = {"name": "norm"}
+
+
+class nnUNetTrainerDeconverNorm_lr1e3(nnUNetTrainerDeconverNorm):
+    """The same with the learning rate 1e-3, for short trainings."""
+
+    learning_rate = 1e-3
+
+
 class nnUNetTrainerDeconverDTCNeRDc(nnUNetTrainerDeconverDTC, nnUNetTrainerDeconverNeRDc):
     """Deconver with deformable transposed convolutions and NeRDc heads."""
 
@@ -59,6 +71,8 @@ _TRAINERS = with_epoch_variants(
     nnUNetTrainerDeconverDTC,
     nnUNetTrainerDeconverNeRDc,
     nnUNetTrainerDeconverDTCNeRDc,
+    nnUNetTrainerDeconverNorm,
+    nnUNetTrainerDeconverNorm_lr1e3,
 )
 globals().update(_TRAINERS)
 __all__ = [*_TRAINERS]

@@ -127,16 +127,11 @@ def _norm(channels: int, network: nn.Module, affine: bool = True) -> nn.Module:
     return NORMS[type(network.encoder.stem)](channels, affine=affine)
 
 
-def head_norm(network, affine=True):
-    """A norm before each head."""
-    heads = network.decoder.seg_layers
-    for i, head in enumerate(heads):
-        heads[i] = nn.Sequential(_norm(head.in_channels, network, affine), head)
-
-
 def head_norm_plain(network):
     """A norm without parameters before each head."""
-    head_norm(network, affine=False)
+    heads = network.decoder.seg_layers
+    for i, head in enumerate(heads):
+        heads[i] = nn.Sequential(_norm(head.in_channels, network, affine=False), head)
 
 
 def head_norm_gelu(network):
@@ -267,6 +262,7 @@ CHANGES = {
     "lr3e3": {"learning_rate": 3e-3},
     "longer": {"longer": 1.5},
     "k5": {"kernel_size": 5},
+    "head_norm": {"segmentation_head": {"name": "norm"}},
     "nerdc_heads": {"segmentation_head": {"name": "nerdc"}},
     "two_blocks": _TwoBlocks,
     "iteration_schedule": _PerIteration,
@@ -277,7 +273,6 @@ CHANGES = {
     **{
         change.__name__: change
         for change in (
-            head_norm,
             head_norm_plain,
             head_norm_gelu,
             stage_norm,

@@ -7,19 +7,19 @@ from nnunet_deconver.integration.installation import require_nnunetv2
 
 SECTIONS = ("trainers", "planners", "presets", "upsamplings", "heads")
 
-# Where the ideas are published, by what they are called in names.
-SOURCES = {
-    "deconver": "arXiv 2504.00302",
-    "dtc": "arXiv 2601.17939",
-    "nerd": "arXiv 2103.04020",
-    "dysample": "arXiv 2308.15085",
-}
-
 
 def source(name: str) -> str:
-    """Where what a name stands for is published."""
-    name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner").lower()
-    return ", ".join(text for idea, text in SOURCES.items() if idea in name) or "nnU-Net"
+    """Where what the name of a trainer or planner stands for is published."""
+    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+
+    name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner")
+    sources = {"Deconver": "arXiv 2504.00302"}
+    sources |= {
+        component.label: component.source
+        for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
+        for component in components.choices.values()
+    }
+    return ", ".join(dict.fromkeys(text for label, text in sources.items() if label in name)) or "nnU-Net"
 
 
 def described_lines(summaries: dict[str, str]) -> list[str]:

@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     )
     parser.add_argument("--upsampling", metavar="NAME", help="dtc, dysample or linear; default: the backbone's own")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
-    parser.add_argument("--head", metavar="NAME", help="nerdm or nerdc; default: the backbone's own")
+    parser.add_argument("--head", metavar="NAME", help="nerdm, nerdc or norm; default: the backbone's own")
     parser.add_argument(
         "--preset", metavar="NAME", help="a published configuration (see `list`), or a file like theirs"
     )

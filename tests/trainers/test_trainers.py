@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_deconver.trainers as trainers
-from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm
+from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm, NormHead
 from nnunet_deconver.networks import Deconver, PlainConvUNet
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
 
@@ -93,6 +93,8 @@ def test_epoch_variants(folders, family, suffix, epochs):
         ("nnUNetTrainerDeconver_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
         ("nnUNetTrainerDeconver_SGD", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
         ("nnUNetTrainerDeconverDTCNeRDc", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconverNorm", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconverNorm_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
         ("nnUNetTrainerDTC", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
         ("nnUNetTrainerNeRDc", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
     ],
@@ -151,6 +153,7 @@ def test_the_network_is_built_without_an_instance(name, kernel):
         ("nnUNetTrainerDeconverDTC", Deconver, 2, None),
         ("nnUNetTrainerDeconverNeRDc", Deconver, None, NeRDc),
         ("nnUNetTrainerDeconverDTCNeRDc_250epochs", Deconver, 2, NeRDc),
+        ("nnUNetTrainerDeconverNorm_lr1e3_5epochs", Deconver, None, NormHead),
     ],
 )
 def test_axes(name, backbone, receptive_field, head):
