@@ -27,7 +27,8 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from recording import record  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, plain_architecture, with_components  # noqa: E402
+from nnunet_deconver.networks.architecture import DECONVER, deconver_architecture, plain_architecture  # noqa: E402
+from nnunet_deconver.networks.backbones import with_components  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 AXES = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}

@@ -28,8 +28,9 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution, deconver_block
-from nnunet_deconver.networks.plans import DECONVER, build_network, plain_architecture
-from nnunet_deconver.plans.memory import GIB, adamw, sgd, training_memory
+from nnunet_deconver.networks.architecture import DECONVER, build_network, plain_architecture
+from nnunet_deconver.networks.backbones import adamw, sgd
+from nnunet_deconver.plans.memory import GIB, training_memory
 from nnunet_deconver.plans.presets import load_preset
 
 CUDA = torch.cuda.is_available()

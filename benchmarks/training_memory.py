@@ -20,13 +20,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from nnunet_deconver.networks.plans import (
-    build_network,
-    deconver_architecture,
-    plain_architecture,
-    with_components,
-)
-from nnunet_deconver.plans.memory import nnunet_loss, training_memory, usual_optimizer
+from nnunet_deconver.networks.architecture import build_network, deconver_architecture, plain_architecture
+from nnunet_deconver.networks.backbones import usual_optimizer, with_components
+from nnunet_deconver.plans.memory import nnunet_loss, training_memory
 
 CHANNELS, CLASSES, BATCH = 1, 4, 2
 WARM_UP = 3

@@ -9,9 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.layers import NonnegativeDeconvolution
+from nnunet_deconver.networks.backbones import sgd
 from nnunet_deconver.networks.components import sizes_per_stage
 from nnunet_deconver.ops import assume_device
-from nnunet_deconver.plans.memory import TrainingMemory, sgd, training_memory
+from nnunet_deconver.plans.memory import TrainingMemory, training_memory
 
 
 @dataclass(frozen=True)

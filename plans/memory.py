@@ -26,26 +26,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_deconver.networks.plans import DECONVER
+from nnunet_deconver.networks.backbones import sgd
 from nnunet_deconver.ops import assume_device, nerd_chunked
 from nnunet_deconver.ops.nonnegative_deconvolution import triton_update
 
 GIB = 2**30
-
-
-def sgd(network: nn.Module) -> torch.optim.Optimizer:
-    """nnU-Net's own optimizer, which keeps one number per parameter."""
-    return torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
-
-
-def adamw(network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of Deconver's recipe, which keeps two."""
-    return torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=1e-5)
-
-
-def usual_optimizer(architecture: dict) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """What builds the optimizer that the network of an architecture entry is usually trained with."""
-    return adamw if architecture["network_class_name"] == DECONVER else sgd
 
 
 @dataclass(frozen=True)

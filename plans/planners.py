@@ -8,22 +8,20 @@ presets, a target of 8 is for a GPU of 10 to 12.
 
 import json
 import math
+import pydoc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners import (
-    ResEncUNetPlanner,
-)
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.files import written_whole
+from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_optimizer, with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks.plans import build_network, deconver_architecture, with_components
-from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory, usual_optimizer
+from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
 
 # Names of nnU-Net's default plans, whose preprocessed data is shared, and of our record in a plans file.
 DEFAULT_PLANS = "nnUNetPlans"
@@ -170,9 +168,11 @@ def _preprocessing(plans: dict, configuration: str) -> str | None:
 class MemoryPlanner(PluginPlanner):
     """Plans the largest patch, and then the largest batch, whose training fits the memory target.
 
-    Class attributes set the axes of the network, see `networks.components`; None for the backbone's own.
+    Class attributes set the network: backbone (see `networks.backbones`), upsampling and head (see
+    `networks.components`; None for the backbone's own).
     """
 
+    backbone: Backbone = BACKBONES["plain"]
     upsampling: dict | None = None
     segmentation_head: dict | None = None
 
@@ -180,6 +180,8 @@ class MemoryPlanner(PluginPlanner):
         super().__init__(*args, **kwargs)
         UPSAMPLINGS.check(self.upsampling)
         SEGMENTATION_HEADS.check(self.segmentation_head)
+        if self.backbone.max_features_3d is not None:
+            self.UNet_max_features_3d = self.backbone.max_features_3d
         # nnU-Net compares its estimate for a reference batch with reference * target / reference's GB, which with
         # these is the target in bytes, for the smallest batch.
         self.UNet_reference_val_2d = self.UNet_reference_val_3d = GIB
@@ -188,8 +190,12 @@ class MemoryPlanner(PluginPlanner):
         self._known = {}
 
     def architecture(self, architecture: dict) -> dict:
-        """The same network with this planner's axes."""
-        return with_components(architecture, upsampling=self.upsampling, segmentation_head=self.segmentation_head)
+        """The backbone with the stages of nnU-Net's network, and this planner's upsampling and head."""
+        return with_components(
+            self.backbone.architecture(architecture),
+            upsampling=self.upsampling,
+            segmentation_head=self.segmentation_head,
+        )
 
     def static_estimate_VRAM_usage(
         self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
@@ -274,34 +280,6 @@ class MemoryPlanner(PluginPlanner):
         return memory.peak
 
 
-class DeconverPlanner(MemoryPlanner, ExperimentPlanner):
-    """Plans for Deconver: the paper's features, up to 512, and one block a stage."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.UNet_max_features_3d = 512
-
-    def architecture(self, architecture: dict) -> dict:
-        """Deconver with the stages of nnU-Net's network, and this planner's axes."""
-        return super().architecture(deconver_architecture(architecture))
-
-
-class PlainPlanner(MemoryPlanner, ExperimentPlanner):
-    """Plans for nnU-Net's plain network with axes."""
-
-
-class ResidualPlanner(MemoryPlanner, ResEncUNetPlanner):
-    """Plans for nnU-Net's network with a residual encoder and axes."""
-
-
-# Backbones by the name a person chooses them with: the planner, and what the backbone is called in names.
-BACKBONES = {
-    "deconver": (DeconverPlanner, "Deconver"),
-    "plain": (PlainPlanner, "Plain"),
-    "residual": (ResidualPlanner, "ResEnc"),
-}
-
-
 def make_planner(
     backbone: str,
     upsampling: dict | None = None,
@@ -320,22 +298,26 @@ def make_planner(
         A class named nnUNetPlanner<combination>, whose plans are named nnUNet<combination>Plans.
 
     Raises:
-        ValueError: if an entry names no choice.
+        ValueError: if there is no such backbone, or an entry names no choice.
     """
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone {backbone!r} is unknown; known are {', '.join(BACKBONES)}")
     UPSAMPLINGS.check(upsampling)
     SEGMENTATION_HEADS.check(segmentation_head)
-    planner, label = BACKBONES[backbone]
-    chosen = ((UPSAMPLINGS, upsampling), (SEGMENTATION_HEADS, segmentation_head))
-    axes = [components.label(entry) for components, entry in chosen if entry is not None]
-    # Plans of the plain network are named after its axes, as its trainers are.
-    combination = "".join(axes if axes and backbone == "plain" else [label, *axes]) + _target_label(memory_target)
-    what = " + ".join(["nnU-Net's own network" if backbone == "plain" else label, *axes])
+    chosen = BACKBONES[backbone]
+    entries = ((UPSAMPLINGS, upsampling), (SEGMENTATION_HEADS, segmentation_head))
+    labels = [components.label(entry) for components, entry in entries if entry is not None]
+    # Plans of nnU-Net's network are named after what is changed in it, as its trainers are.
+    combination = "".join(labels if labels and chosen.is_nnunets else [chosen.label, *labels])
+    combination += _target_label(memory_target)
+    what = " + ".join(["nnU-Net's own network" if chosen.is_nnunets else chosen.label, *labels])
     return type(
         f"nnUNetPlanner{combination}",
-        (planner,),
+        (MemoryPlanner, pydoc.locate(chosen.planner)),
         {
             "__module__": __name__,
             "__doc__": f"{what}, sized for {memory_target:g} GiB.",
+            "backbone": chosen,
             "upsampling": upsampling,
             "segmentation_head": segmentation_head,
             "memory_target": memory_target,

@@ -6,7 +6,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
-from nnunet_deconver.networks.plans import build_network, with_components
+from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)

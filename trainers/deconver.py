@@ -1,6 +1,6 @@
 """Trainers of Deconver."""
 
-from nnunet_deconver.networks.plans import deconver_architecture
+from nnunet_deconver.networks.architecture import deconver_architecture
 from nnunet_deconver.trainers.base import AdamWRecipe, ArchitectureTrainer, with_epoch_variants
 
 

@@ -1,31 +1,26 @@
-"""`nnunet-deconver list`: trainers, planners, presets, upsamplings and heads by name."""
+"""`nnunet-deconver list`: trainers, planners, presets, backbones, upsamplings and heads by name."""
 
 import argparse
 from itertools import groupby
 
 from nnunet_deconver.integration.installation import require_nnunetv2
 
-SECTIONS = ("trainers", "planners", "presets", "upsamplings", "heads")
+SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads")
 
 
 def source(name: str) -> str:
     """Where what the name of a trainer or planner stands for is published."""
+    from nnunet_deconver.networks.backbones import BACKBONES
     from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
     name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner")
-    sources = {"Deconver": "arXiv 2504.00302"}
+    sources = {backbone.label: backbone.source for backbone in BACKBONES.values() if backbone.source != "nnU-Net"}
     sources |= {
         component.label: component.source
         for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
         for component in components.choices.values()
     }
     return ", ".join(dict.fromkeys(text for label, text in sources.items() if label in name)) or "nnU-Net"
-
-
-def described_lines(summaries: dict[str, str]) -> list[str]:
-    """A line for each name: name, summary, source."""
-    width = max(map(len, summaries), default=0)
-    return [f"{name:<{width}}  {summary} [{source(name)}]" for name, summary in summaries.items()]
 
 
 def summary_of(documented: type) -> str:
@@ -73,16 +68,31 @@ def planner_lines(planners: list[type]) -> list[str]:
         )
     ]
     targets = ", ".join(f"{label} for {MEMORY_TARGETS[label]} GiB" for label in further)
-    lines = described_lines({planner.__name__: summary_of(planner) for planner in bases})
+    lines = choice_lines({each.__name__: (summary_of(each), source(each.__name__)) for each in bases})
     return [*lines, f"    each also with {targets}"]
 
 
-def axis_lines(axis) -> list[str]:
-    """Describes what can be chosen for an axis, the backbone's own first."""
-    summaries = {axis.default: ("The backbone's own.", "nnU-Net")}
-    summaries |= {name: (summary_of(choice.module), choice.source) for name, choice in axis.choices.items()}
-    width = max(map(len, summaries))
-    return [f"{name:<{width}}  {summary} [{source}]" for name, (summary, source) in summaries.items()]
+def choice_lines(choices: dict[str, tuple[str, str]]) -> list[str]:
+    """A line for each name: name, summary, source."""
+    width = max(map(len, choices))
+    return [f"{name:<{width}}  {summary} [{source}]" for name, (summary, source) in choices.items()]
+
+
+def component_lines(components) -> list[str]:
+    """Describes upsamplings or heads, the backbone's own first."""
+    own = {components.default: ("The backbone's own.", "nnU-Net")}
+    return choice_lines(
+        own | {name: (summary_of(choice.module), choice.source) for name, choice in components.choices.items()}
+    )
+
+
+def backbone_lines() -> list[str]:
+    """Describes the backbones."""
+    from pydoc import locate
+
+    from nnunet_deconver.networks.backbones import BACKBONES
+
+    return choice_lines({name: (summary_of(locate(each.network)), each.source) for name, each in BACKBONES.items()})
 
 
 def preset_lines() -> list[str]:
@@ -98,10 +108,10 @@ def add_parser(subparsers: argparse._SubParsersAction):
     """Adds the subcommand `list`."""
     parser = subparsers.add_parser(
         "list",
-        help="list trainers, planners, presets, upsamplings and heads",
+        help="list trainers, planners, presets, backbones, upsamplings and heads",
         description="Lists what this package adds, a line each with where it is published: trainers "
-        "(nnUNetv2_train -tr), planners (nnUNetv2_plan_experiment -pl, once registered), presets, upsamplings and "
-        "heads (nnunet-deconver plan).",
+        "(nnUNetv2_train -tr), planners (nnUNetv2_plan_experiment -pl, once registered), presets, backbones, "
+        "upsamplings and heads (nnunet-deconver plan).",
     )
     parser.add_argument("what", nargs="?", choices=SECTIONS, help="one of these alone")
     parser.set_defaults(run=run)
@@ -127,4 +137,6 @@ def section_lines(section: str) -> list[str]:
         return planner_lines([getattr(plans, name) for name in plans.__all__])
     if section == "presets":
         return preset_lines()
-    return axis_lines(UPSAMPLINGS if section == "upsamplings" else SEGMENTATION_HEADS)
+    if section == "backbones":
+        return backbone_lines()
+    return component_lines(UPSAMPLINGS if section == "upsamplings" else SEGMENTATION_HEADS)

@@ -26,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.add_argument("-d", "--dataset", required=True, metavar="D", help="number or name of the dataset")
     parser.add_argument(
         "--backbone",
-        choices=("deconver", "plain", "residual"),
-        help="plain and residual are nnU-Net's; default: deconver",
+        metavar="NAME",
+        help="deconver, plain or residual, of which the last two are nnU-Net's; default: deconver",
     )
     parser.add_argument("--upsampling", metavar="NAME", help="dtc, dysample or linear; default: the backbone's own")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
@@ -129,6 +129,7 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
         gpu_memory: the target in GiB.
         preset: what they were made from; None if from none.
     """
+    from nnunet_deconver.networks.backbones import backbone_of
     from nnunet_deconver.plans.planners import ESTIMATE
 
     def sizes(values) -> str:
@@ -167,11 +168,8 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
     lines += ["next:"]
     if unprocessed:
         lines += [f"    nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {' '.join(unprocessed)}"]
-    trainer = (
-        " -tr nnUNetTrainerDeconver"
-        if own[configuration]["architecture"]["network_class_name"].endswith(".Deconver")
-        else ""
-    )
+    backbone = backbone_of(own[configuration]["architecture"])
+    trainer = f" -tr {backbone.trainer}" if backbone and backbone.trainer else ""
     lines += [
         f"    nnunet-deconver summary -d {number} -p {plans_name} -c {configuration}",
         f"    nnUNetv2_train {number} {configuration} 0 -p {plans_name}{trainer}",

@@ -15,9 +15,9 @@ from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import read_json
 from nnunet_deconver.models.trained_model import TrainedModel
 from nnunet_deconver.models.trainer import find_trainer, trainer_optimizer
-from nnunet_deconver.networks.plans import build_network, plain_architecture
+from nnunet_deconver.networks.architecture import build_network, plain_architecture
+from nnunet_deconver.networks.backbones import sgd, usual_optimizer
 from nnunet_deconver.plans.cost import NetworkCost, PredictionCost, network_cost, prediction_cost
-from nnunet_deconver.plans.memory import sgd, usual_optimizer
 from nnunet_deconver.plans.presets import load_preset
 
 # What nnU-Net's own network on the same stages is called beside the others.

@@ -13,8 +13,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
+from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks.plans import build_network, with_components
 
 
 def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None) -> Path:

@@ -123,8 +123,8 @@ def test_an_unknown_section(capsys):
     [
         ("nnUNetTrainerDeconverNeRDc", "arXiv 2504.00302, arXiv 2103.04020"),
         ("nnUNetPlannerResEncDTC", "arXiv 2601.17939"),
-        ("dysample", "arXiv 2308.15085"),
-        ("transposed", "nnU-Net"),
+        ("nnUNetPlannerDySample", "arXiv 2308.15085"),
+        ("nnUNetTrainer", "nnU-Net"),
     ],
 )
 def test_sources(name, where):

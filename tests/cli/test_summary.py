@@ -7,7 +7,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from PIL import Image
 
 from nnunet_deconver.cli import main
-from nnunet_deconver.networks.plans import deconver_architecture
+from nnunet_deconver.networks.architecture import deconver_architecture
 
 DATASET = "Dataset880_Summary"
 DEFAULT = "nnU-Net's PlainConvUNet"

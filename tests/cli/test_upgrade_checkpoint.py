@@ -7,7 +7,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_deconver.cli import main
-from nnunet_deconver.networks.plans import build_network, with_components
+from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.networks.backbones import with_components
 
 DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 NAMES = {

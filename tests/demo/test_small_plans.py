@@ -60,7 +60,7 @@ PLANS = {
 def test_small_plans_build_and_run(name, network):
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    from nnunet_deconver.networks.plans import deconver_architecture
+    from nnunet_deconver.networks.architecture import deconver_architecture
 
     before = json.dumps(PLANS[name])
     small = shrink_plans(PLANS[name], "x")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_deconver.networks.plans import DECONVER, deconver_architecture, with_components
+from nnunet_deconver.networks.architecture import DECONVER, deconver_architecture
+from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
 from nnunet_deconver.trainers.schedule import warmup_cosine
 

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 
 import nnunet_deconver
-from nnunet_deconver.networks.plans import build_network, deconver_architecture
+from nnunet_deconver.networks.architecture import build_network, deconver_architecture
 
 pytestmark = pytest.mark.slow
 

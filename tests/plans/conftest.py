@@ -2,7 +2,8 @@
 
 import pytest
 
-from nnunet_deconver.networks.plans import deconver_architecture, with_components
+from nnunet_deconver.networks.architecture import deconver_architecture
+from nnunet_deconver.networks.backbones import with_components
 
 NNUNET = "dynamic_network_architectures.architectures.unet."
 

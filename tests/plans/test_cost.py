@@ -5,7 +5,7 @@ import pytest
 from torch import nn
 
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.networks.plans import build_network
+from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.plans.cost import network_cost, prediction_cost, stage_modules
 
 

@@ -12,10 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_deconver.layers import DeconverBlock
-from nnunet_deconver.networks.plans import DECONVER, build_network
+from nnunet_deconver.networks.architecture import DECONVER, build_network
+from nnunet_deconver.networks.backbones import adamw, sgd
 from nnunet_deconver.ops import assume_device, device_type
 from nnunet_deconver.plans import memory
-from nnunet_deconver.plans.memory import TrainingMemory, adamw, sgd, training_memory
+from nnunet_deconver.plans.memory import TrainingMemory, training_memory
 
 BACKBONES = ("plain", "residual", "deconver")
 AXES = {

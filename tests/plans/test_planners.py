@@ -7,7 +7,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_deconver import plans as package
-from nnunet_deconver.networks.plans import DECONVER, build_network
+from nnunet_deconver.networks.architecture import DECONVER, build_network
 from nnunet_deconver.plans import planners
 from nnunet_deconver.plans.memory import GIB, TrainingMemory
 from nnunet_deconver.plans.planners import ESTIMATE, make_planner
@@ -146,7 +146,7 @@ def test_preprocessed_data_is_shared_with_default_plans_that_are_not_there_yet(p
     ids=["straight", "convex", "concave", "too-much"],
 )
 def test_the_largest_batch(curve, limit):
-    planner = object.__new__(planners.DeconverPlanner)
+    planner = object.__new__(planners.make_planner("deconver"))
     planner.UNet_min_batch_size, planner.UNet_vram_target_GB = 2, 8
     counted = set()
 
@@ -162,7 +162,7 @@ def test_the_largest_batch(curve, limit):
 
 def test_the_search_counts_what_fits_and_little_else():
     """Of patches much too large, it takes memory to grow with the voxels."""
-    planner = object.__new__(planners.DeconverPlanner)
+    planner = object.__new__(planners.make_planner("deconver"))
     planner.UNet_min_batch_size, planner.UNet_vram_target_GB, planner._known = 2, 8, {}
     counted = []
 

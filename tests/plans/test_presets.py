@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver import plans as package
 from nnunet_deconver.layers import NonnegativeDeconvolution
-from nnunet_deconver.networks.plans import build_network
+from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.plans.presets import load_preset, misfits, preset_names
 
 FOLDER = Path(package.__file__).parent

@@ -16,7 +16,7 @@ DECONVER = f"{PACKAGE}.Deconver"
 
 # What a network's topology consists of; the rest describes the blocks of the network the plan was made for.
 _TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
-_NNUNETS = ("PlainConvUNet", "ResidualEncoderUNet")
+NNUNETS = ("PlainConvUNet", "ResidualEncoderUNet")
 _AXES = (UPSAMPLINGS, SEGMENTATION_HEADS)
 
 
@@ -37,10 +37,10 @@ def deconver_architecture(architecture: dict, *, kernel_size: int | None = None)
     name = architecture["network_class_name"]
     if name == DECONVER:
         return architecture
-    if name.rpartition(".")[-1] not in _NNUNETS:
+    if name.rpartition(".")[-1] not in NNUNETS:
         raise ValueError(
             f"the plans name the network {name}, whose topology cannot be carried over to Deconver; use plans of "
-            f"{' or '.join(_NNUNETS)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
+            f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
         )
     arch_kwargs = architecture["arch_kwargs"]
     missing = [key for key in _TOPOLOGY if key not in arch_kwargs]
@@ -92,44 +92,6 @@ def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | lis
     if isinstance(kernel, int):
         return kernel if kernel == 1 else kernel_size
     return [k if k == 1 else kernel_size for k in kernel]
-
-
-def with_components(
-    architecture: dict, *, upsampling: dict | None = None, segmentation_head: dict | None = None
-) -> dict:
-    """The architecture entry of the same network with an upsampling and a segmentation head.
-
-    nnU-Net's networks become the ones here, which are the same but for the axes.
-
-    Args:
-        architecture: entry of PlainConvUNet, ResidualEncoderUNet or a network here.
-        upsampling: entry of the axis, see `networks.components`; None leaves what the entry has.
-        segmentation_head: likewise.
-
-    Raises:
-        ValueError: if the network has no axes, or the entry already names another choice.
-    """
-    chosen = {"upsampling": upsampling, "segmentation_head": segmentation_head}
-    chosen = {argument: entry for argument, entry in chosen.items() if entry is not None}
-    if not chosen:
-        return architecture
-    name = architecture["network_class_name"]
-    if not name.startswith(f"{PACKAGE}."):
-        if name.rpartition(".")[-1] not in _NNUNETS:
-            raise ValueError(
-                f"the plans name the network {name}, which has no {' or '.join(chosen)} to choose; use plans of "
-                f"{' or '.join(_NNUNETS)} (nnUNetv2_plan_experiment), or plans that name a network of {PACKAGE}"
-            )
-        name = f"{PACKAGE}.{name.rpartition('.')[-1]}"
-    arch_kwargs = architecture["arch_kwargs"]
-    for argument, entry in chosen.items():
-        planned = arch_kwargs.get(argument)
-        if planned is not None and planned != entry:
-            raise ValueError(
-                f"the plans have {argument} {planned}, the trainer {entry}; take a trainer that leaves it to the "
-                "plans (nnUNetTrainer, nnUNetTrainerDeconver), or plans that leave it to the trainer"
-            )
-    return architecture | {"network_class_name": name, "arch_kwargs": arch_kwargs | chosen}
 
 
 def build_network(architecture: dict, input_channels: int, num_classes: int, *, deep_supervision: bool) -> nn.Module:

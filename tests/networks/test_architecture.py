@@ -2,13 +2,8 @@ import pytest
 
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc
 from nnunet_deconver.networks import Deconver, PlainConvUNet
-from nnunet_deconver.networks.plans import (
-    DECONVER,
-    build_network,
-    deconver_architecture,
-    plain_architecture,
-    with_components,
-)
+from nnunet_deconver.networks.architecture import DECONVER, build_network, deconver_architecture, plain_architecture
+from nnunet_deconver.networks.backbones import with_components
 
 
 def plain(**changes):
