@@ -4,7 +4,7 @@ VENV ?= .venv
 # Processes that run tests side by side, each on one core.
 WORKERS ?= 2
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo test bench docs generate lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -24,6 +24,13 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),.)/speed
 	$(VENV)/bin/python benchmarks/epoch_time.py --out $(or $(OUT),.)/epoch_time
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -e ".[docs]"
+	$(VENV)/bin/mkdocs build --strict --site-dir build/site
+
+generate: $(VENV)/installed
+	$(VENV)/bin/python tools/generate.py
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """The house keeps its order: imports point one way, and nnU-Net is known to trainers and plans alone."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,16 @@ def test_every_package_is_listed_for_installation():
     names = [".".join(path.relative_to(ROOT).parts) for path in packages]
     for name in [*names, "nnunet_deconver.plans", "nnunet_deconver.trainers"]:
         assert f'"{name}"' in text, name
+
+
+def test_the_map_of_the_readme_names_files_that_exist():
+    lines = (ROOT / "README.md").read_text().partition("## Where things are")[2].partition("\n## ")[0].splitlines()
+    rows = [line.split("|")[2] for line in lines if line.startswith("| ") and not line.startswith("| ---")][1:]
+    assert len(rows) > 15
+    for row in rows:
+        folder = None
+        for name in re.findall(r"`([^`]+)`", row):
+            candidates = [ROOT / name, HOUSE / name, *([folder / name] if folder else [])]
+            found = next((path for path in candidates if path.exists() or list(path.parent.glob(path.name))), None)
+            assert found, name
+            folder = found.parent

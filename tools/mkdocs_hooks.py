@@ -1,0 +1,24 @@
+"""Lets the documents of docs/ be read both in the repository and as a site, for mkdocs."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Turns links out of docs/ into plain text with the file's path: the site has no such pages.
+
+    Raises:
+        FileNotFoundError: if there is no such file in the repository.
+    """
+
+    def without_link(found: re.Match) -> str:
+        text, target = found.groups()
+        path = (ROOT / "docs" / page.file.src_uri).parent / target.partition("#")[0]
+        if not path.exists():
+            raise FileNotFoundError(f"{page.file.src_uri} links to {target}, which is not in the repository")
+        name = path.resolve().relative_to(ROOT)
+        return text if str(name).endswith(text.strip("`")) else f"{text} (`{name}`)"
+
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((\.\./[^)]+)\)", without_link, markdown)
