@@ -43,7 +43,7 @@ def draw_learned(
     except Exception as error:  # of a trainer that is not ours, any
         not_built[source.name] = " ".join(str(error).split())[:300]
         return []
-    upsampling, head = axes_of(network)
+    upsampling, head = components_of(network)
     paths = []
     try:
         own = [case for case in cases if case in source.files]
@@ -64,7 +64,7 @@ def draw_learned(
     return paths
 
 
-def axes_of(network) -> tuple:
+def components_of(network) -> tuple:
     """A network's last DTC upsampling and its NeRD head of the highest resolution; None for what it has not."""
     decoder = getattr(network, "decoder", None)
     upsamplings, heads = ([*getattr(decoder, name, [])] for name in ("transpconvs", "seg_layers"))
