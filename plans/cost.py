@@ -77,11 +77,11 @@ def network_cost(
     Args:
         build_network: constructs the network, with deep supervision or without.
         input_channels: see `training_memory`, as for the others.
-        num_classes: as said.
-        regions: as said.
-        patch_size: as said.
-        batch_size: as said.
-        build_optimizer: as said.
+        num_classes: output channels.
+        regions: whether they are regions with a sigmoid each.
+        patch_size: voxels of the patch.
+        batch_size: patches of a training step.
+        build_optimizer: constructs the optimizer of the network.
 
     Raises:
         ValueError: if the network rejects the patch.

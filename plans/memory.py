@@ -189,8 +189,8 @@ class _Ledger(TorchDispatchMode):
 
 # Operations that hide from dispatch what they allocate on the way, and their insides.
 _OPAQUE = {
-    torch.ops.nnunet_deconver.nerd.default: nerd_chunked._run_forward,
-    torch.ops.nnunet_deconver.nerd_backward.default: nerd_chunked._run_backward,
+    torch.ops.nnunet_deconver.nerd.default: nerd_chunked.run_forward,
+    torch.ops.nnunet_deconver.nerd_backward.default: nerd_chunked.run_backward,
 }
 
 

@@ -46,6 +46,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         n_blocks_per_stage_decoder: blocks of each decoder stage, lowest resolution first; the paper has 1.
         source_ratio: channels of the NDC source per channel.
         ndc_groups: groups of the NDC; None for one per channel.
+        ndc_iterations: updates of the NDC; the paper has 1. More are computed by the plain path.
         mlp_ratio: channels inside the MLP per channel.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
         upsampling: entry of the axis, see `networks.components`; None for transposed convolutions.
@@ -79,6 +80,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         n_blocks_per_stage_decoder: int | Sequence[int] = 1,
         source_ratio: float = 4,
         ndc_groups: int | None = None,
+        ndc_iterations: int = 1,
         mlp_ratio: float = 4,
         backend: str | None = None,
         upsampling: dict | None = None,
@@ -104,6 +106,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         block_kwargs = {
             "source_ratio": source_ratio,
             "groups": ndc_groups,
+            "iterations": ndc_iterations,
             "mlp_ratio": mlp_ratio,
             "backend": backend,
         }

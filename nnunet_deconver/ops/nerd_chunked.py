@@ -284,7 +284,7 @@ class _Sums:
                 gradient = layers[2 * i].t() @ gradient
 
 
-def _run_forward(
+def run_forward(
     x: Tensor,
     code: Tensor | None,
     layers: Sequence[Tensor],
@@ -294,6 +294,7 @@ def _run_forward(
     classes: int,
     chunk: int | None,
 ) -> Tensor:
+    """The logits or the normalised features, a chunk of positions at a time; what the custom operation runs."""
     size, flat = x.shape[2:], x.flatten(2)
     with full_precision(x.device):
         chunks = _chunks_of(x, layers, form, classes, chunk)
@@ -310,7 +311,7 @@ def _run_forward(
     return out.unflatten(2, size)
 
 
-def _run_backward(
+def run_backward(
     gradient: Tensor,
     x: Tensor,
     layers: Sequence[Tensor],
@@ -320,6 +321,7 @@ def _run_backward(
     classes: int,
     chunk: int | None,
 ) -> list[Tensor]:
+    """The gradients of `run_forward` to image, layers, weight and constant; what its custom operation runs."""
     size, flat, gradient = x.shape[2:], x.flatten(2), gradient.flatten(2)
     with full_precision(x.device):
         chunks = _chunks_of(x, layers, form, classes, chunk)
@@ -366,7 +368,7 @@ def _differentiate(ctx, gradient):
 
 _nerd = torch.library.custom_op(
     "nnunet_deconver::nerd",
-    _run_forward,
+    run_forward,
     mutates_args=(),
     schema=(
         "(Tensor x, Tensor? code, Tensor[] layers, Tensor weight, Tensor constant, str form, int classes, "
@@ -375,7 +377,7 @@ _nerd = torch.library.custom_op(
 )
 _nerd_backward = torch.library.custom_op(
     "nnunet_deconver::nerd_backward",
-    _run_backward,
+    run_backward,
     mutates_args=(),
     schema=(
         "(Tensor gradient, Tensor x, Tensor[] layers, Tensor weight, Tensor constant, str form, int classes, "

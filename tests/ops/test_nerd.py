@@ -339,9 +339,9 @@ def test_a_chunk_stays_within_its_bytes(form, batch, channels, classes, extent, 
         weight, constant = torch.empty(rows, 32), torch.empty(rows)
         inputs = [x, *layers, weight, constant]
         with LiveBytes(inputs) as forward:
-            out = nerd_chunked._run_forward(x, None, layers, weight, constant, form, classes, None)
+            out = nerd_chunked.run_forward(x, None, layers, weight, constant, form, classes, None)
         with LiveBytes([*inputs, out]) as backward:
-            d_x, *_ = nerd_chunked._run_backward(out, x, layers, weight, constant, form, classes, None)
+            d_x, *_ = nerd_chunked.run_backward(out, x, layers, weight, constant, form, classes, None)
         chunks = nerd_chunked._chunks_of(x, layers, form, classes, None)
     extra = [forward.peak - out.untyped_storage().nbytes(), backward.peak - d_x.untyped_storage().nbytes()]
     assert max(extra) <= CHUNK_BYTES
@@ -355,8 +355,8 @@ def test_flops_are_counted(form, classes, bias):
     x, layers, weight, constant = problem((4, 5), 3, classes, bias=bias)
     name = form or "normalise"
     with FlopCounterMode(display=False) as expected:
-        out = nerd_chunked._run_forward(x, None, layers, weight, constant, name, classes, None)
-        nerd_chunked._run_backward(out, x, layers, weight, constant, name, classes, None)
+        out = nerd_chunked.run_forward(x, None, layers, weight, constant, name, classes, None)
+        nerd_chunked.run_backward(out, x, layers, weight, constant, name, classes, None)
     for device in ("cpu", "meta"):
         inputs = [t.detach().to(device).requires_grad_() for t in (x, *layers, weight, constant)]
         with FlopCounterMode(display=False) as counter:

@@ -108,10 +108,10 @@ def fuses_projections(
     Args:
         x: see `nonnegative_deconvolution`, as for the others.
         weight: of the projection.
-        filter: as said.
-        groups: as said.
-        iterations: as said.
-        backend: as said.
+        filter: (C, E / groups, *k).
+        groups: of channels.
+        iterations: updates.
+        backend: "plain", "cpu" or "triton"; None for the fastest that can.
     """
     return (
         (backend or _preferred(x)) == "cpu"

@@ -85,9 +85,9 @@ def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations:
     Args:
         x: see `backends.nonnegative_deconvolution`, as for the others.
         source: or the weight of the projection that makes it.
-        filter: as said.
-        groups: as said.
-        iterations: as said.
+        filter: (C, E / groups, *k).
+        groups: of channels.
+        iterations: updates.
     """
     if not _libraries():
         return (

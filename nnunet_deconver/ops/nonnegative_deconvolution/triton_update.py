@@ -100,11 +100,11 @@ def nonnegative_deconvolution_triton(
 
     Args:
         x: see there, as for the others.
-        source: as said.
-        filter: as said.
-        groups: as said.
-        iterations: as said.
-        eps: as said.
+        source: (B, E, *S).
+        filter: (C, E / groups, *k).
+        groups: of channels.
+        iterations: updates.
+        eps: added to numerator and denominator.
         checked: whether the plain path takes over where the kernels fail; else they raise.
     """
     return _update(x, source, filter, groups, eps, checked)
