@@ -61,6 +61,25 @@ class Source:
     model: Path | None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What `draw_models` drew.
+
+    Attributes:
+        evaluations: of the models.
+        cases: a row each.
+        paths: the files written.
+        problems: what could not be drawn, and why.
+        not_built: by model, why its network cannot be built here.
+    """
+
+    evaluations: Sequence[Evaluation]
+    cases: Sequence[Case]
+    paths: list[Path]
+    problems: dict[str, str]
+    not_built: dict[str, str]
+
+
 def draw_models(
     models: Sequence[Path],
     out: Path,
@@ -72,7 +91,7 @@ def draw_models(
     channel: int | None = None,
     plane: str | None = None,
     far: float | None = None,
-) -> "Drawn":
+) -> Drawn:
     """Draws cases of models, and what their DTC and NeRD layers have learned; `nnunet-deconver figures`.
 
     Args:
@@ -122,25 +141,6 @@ def draw_models(
     except OSError as error:
         raise ArgumentError("out", out, f"cannot be written ({error}); choose another folder") from error
     return Drawn(evaluations, drawn, paths, problems, not_built)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What `draw_models` drew.
-
-    Attributes:
-        evaluations: of the models.
-        cases: a row each.
-        paths: the files written.
-        problems: what could not be drawn, and why.
-        not_built: by model, why its network cannot be built here.
-    """
-
-    evaluations: Sequence[Evaluation]
-    cases: Sequence[Case]
-    paths: list[Path]
-    problems: dict[str, str]
-    not_built: dict[str, str]
 
 
 def find_files(evaluation: Evaluation, images: Path | None) -> Source:
