@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 
 ROOT = Path(__file__).parents[1]
@@ -43,10 +42,3 @@ def test_look_into_a_model(trained_model):
     assert "nnUNetTrainerDTC: " in told
     assert "last upsampling: DeformableTransposedConvolution" in told
     assert "displacement: mean " in told
-
-
-@pytest.mark.slow
-def test_train_predict_evaluate(tmp_path):
-    told = run("train_predict_evaluate", tmp_path / "out")
-    assert (tmp_path / "out" / "evaluation" / "summary.json").is_file()
-    assert "Dice" in told
