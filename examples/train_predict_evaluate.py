@@ -1,6 +1,6 @@
 """Trains, predicts and measures from Python, on the demo's synthetic data: minutes on a CPU.
 
-python examples/train_predict_evaluate.py example_output
+python examples/train_predict_evaluate.py example_output [TRAINER]
 """
 
 import os
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def main(out: Path, training: int = 12, held_out: int = 4) -> dict:
+def main(out: Path, trainer: str = "nnUNetTrainerDeconverDemo") -> dict:
     """Writes everything into `out`; returns the summary of the evaluation."""
     # nnU-Net reads its folders when it is imported.
     for name in ("raw", "preprocessed", "results"):
@@ -24,13 +24,13 @@ def main(out: Path, training: int = 12, held_out: int = 4) -> dict:
 
     from nnunet_deconver.demo.phantom import write_dataset
     from nnunet_deconver.demo.small_plans import choose_plans
-    from nnunet_deconver.integration.trainers import shim_folder
+    from nnunet_deconver.integration.trainers import external_folders, shim_folder
     from nnunet_deconver.metrics.evaluation import evaluate
 
-    os.environ["nnUNet_extTrainer"] = str(shim_folder())
-    dataset, trainer, configuration = "Dataset990_Phantom", "nnUNetTrainerDeconverDemo", "3d_fullres"
+    os.environ["nnUNet_extTrainer"] = os.pathsep.join(map(str, (shim_folder(), *external_folders())))
+    dataset, configuration = "Dataset990_Phantom", "3d_fullres"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    write_dataset(out / "raw" / dataset, training=training, held_out=held_out)
+    write_dataset(out / "raw" / dataset, training=12, held_out=4)
 
     extract_fingerprints([990], num_processes=2)
     plan_experiments([990])
@@ -52,4 +52,4 @@ def main(out: Path, training: int = 12, held_out: int = 4) -> dict:
 
 # nnU-Net and evaluate use several processes, which import this file anew.
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
