@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_deconver.demo import TRAINER
 from nnunet_deconver.demo.output_folder import INTERMEDIATE
 from nnunet_deconver.integration.installation import require_nnunetv2
 
@@ -27,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
         metavar="N",
         help="number of cases of --dataset to measure with instead of training; default: a fifth, 20 at most",
     )
-    parser.add_argument("--trainer", default="nnUNetTrainerDeconverDemo", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--trainer", default=TRAINER, metavar="NAME", help="default: %(default)s")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda if there is one")
     parser.add_argument(
         "--out", type=Path, default=Path("demo_output"), metavar="FOLDER", help="default: ./%(default)s"

@@ -11,6 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
+from nnunet_deconver.demo import TRAINER
 from nnunet_deconver.demo.commands import minutes
 from nnunet_deconver.demo.dataset import RawData, read_dataset
 from nnunet_deconver.demo.dice import best_threshold_dice, read_dice
@@ -28,7 +29,6 @@ from nnunet_deconver.demo.training import train_and_predict
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.models.trainer import find_trainer
 
-TRAINER = "nnUNetTrainerDeconverDemo"
 PHANTOM = "Dataset990_Phantom"
 PHANTOM_TRAINING, PHANTOM_HELD_OUT = 30, 8
 

@@ -91,3 +91,14 @@ def test_no_heavy_import(argument):
     done = subprocess.run([sys.executable, "-c", script, argument], capture_output=True, text=True)
     assert (done.returncode, done.stderr.strip()) == (0, "")
     assert done.stdout
+
+
+def test_what_is_written_twice_for_a_quick_start_is_the_same():
+    """The command repeats what lies in modules that import numpy."""
+    from nnunet_deconver.cli import evaluation_options
+    from nnunet_deconver.cli import figures as command
+    from nnunet_deconver.figures import cases
+    from nnunet_deconver.metrics import comparison
+
+    assert tuple(cases.PLANES) == command.PLANES
+    assert evaluation_options.EVALUATIONS == comparison.EVALUATIONS
