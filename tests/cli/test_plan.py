@@ -99,6 +99,7 @@ def untouched(folder) -> bool:
         (["--gpu-memory", "inf"], "must be a positive number of GiB"),
         (["--preset", "isles23"], "preset 'isles23' is neither one of"),
         (["--preset", "isles22", "--head", "nerdc"], "leave --backbone, --upsampling, --head out"),
+        (["--backbone", "vit"], "backbone 'vit' is unknown; known are deconver, plain, residual"),
         (["--upsampling", "cubic"], "upsampling 'cubic' is unknown"),
         (["--head", "nerd"], "segmentation_head 'nerd' is unknown"),
         (["--receptive-field", "3"], "goes with --upsampling dtc"),

@@ -138,6 +138,7 @@ def test_a_network_with_the_axes_starts_from_the_upgraded_checkpoint(tmp_path, c
     [
         ((), "nothing to upgrade to"),
         (("--upsampling", "linear"), "only dtc"),
+        (("--head", "norm"), "--head norm: only nerdm and nerdc can start as the 1x1 convolution it replaces"),
         (("--upsampling", "dtc", "--receptive-field", "0"), "--receptive-field 0"),
         (("--upsampling", "dtc", "--receptive-field", "nan"), "--receptive-field nan"),
         (("--upsampling", "dtc", "--receptive-field", "wide"), "--receptive-field wide"),
