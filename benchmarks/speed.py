@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution, deconver_block
 from nnunet_deconver.networks.architecture import DECONVER, build_network, plain_architecture
-from nnunet_deconver.networks.backbones import adamw, sgd
 from nnunet_deconver.plans.memory import GIB, training_memory
 from nnunet_deconver.plans.presets import load_preset
+from nnunet_deconver.recipes import RECIPES
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -293,7 +293,7 @@ def memory_rows() -> list[dict]:
                 "regions": regions,
                 "patch_size": (128, 128, 128),
                 "batch_size": 2,
-                "build_optimizer": sgd if network == "PlainConvUNet" else adamw,
+                "build_optimizer": RECIPES["nnunet" if network == "PlainConvUNet" else "deconver"].build_optimizer,
             }
             build = partial(build_network, chosen, channels, classes, deep_supervision=True)
             memory = training_memory(build, **arguments)

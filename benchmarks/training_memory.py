@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from nnunet_deconver.networks.architecture import build_network, deconver_architecture, plain_architecture
-from nnunet_deconver.networks.backbones import usual_optimizer, with_components
+from nnunet_deconver.networks.backbones import usual_recipe, with_components
 from nnunet_deconver.plans.memory import nnunet_loss, training_memory
 
 CHANNELS, CLASSES, BATCH = 1, 4, 2
@@ -90,7 +90,7 @@ class Step:
 
     def __init__(self, entry: dict, patch_size, device: str, compiled: bool):
         self.network = build_network(entry, CHANNELS, CLASSES, deep_supervision=True).to(device)
-        self.optimizer = usual_optimizer(entry)(self.network)
+        self.optimizer = usual_recipe(entry).build_optimizer(self.network)
         self.image = torch.randn(BATCH, CHANNELS, *patch_size, device=device)
         self._compiled = torch.compile(self.network) if compiled else self.network
         self._loss = nnunet_loss(regions=False)
@@ -164,7 +164,7 @@ def main():
             regions=False,
             patch_size=patch_size,
             batch_size=BATCH,
-            build_optimizer=usual_optimizer(entry),
+            build_optimizer=usual_recipe(entry).build_optimizer,
             device_type="cuda" if cuda else "cpu",
             autocast=cuda,
         ).peak

@@ -1,13 +1,13 @@
-"""What other installed packages add: backbones, upsamplings, heads.
+"""What other installed packages add: backbones, upsamplings, heads, recipes, metrics.
 
 A package names a module in its pyproject.toml,
 
     [project.entry-points.nnunet_deconver]
     mine = "my_package.my_module"
 
-and the module adds its choices to `networks.backbones.BACKBONES` or to the `choices` of
-`networks.components.UPSAMPLINGS` and `SEGMENTATION_HEADS`. It is imported with the networks, so that nnU-Net's own
-commands build from plans what it adds.
+and the module adds its choices to `networks.backbones.BACKBONES`, `recipes.RECIPES`,
+`metrics.measurements.MEASUREMENTS`, or to the `choices` of `networks.components.UPSAMPLINGS` and `SEGMENTATION_HEADS`.
+It is imported with the networks, so that nnU-Net's own commands build from plans what it adds, and with the metrics.
 """
 
 import warnings

@@ -9,10 +9,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.layers import NonnegativeDeconvolution
-from nnunet_deconver.networks.backbones import sgd
 from nnunet_deconver.networks.components import sizes_per_stage
 from nnunet_deconver.ops import assume_device
 from nnunet_deconver.plans.memory import TrainingMemory, training_memory
+from nnunet_deconver.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def network_cost(
     regions: bool,
     patch_size: Sequence[int],
     batch_size: int,
-    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = RECIPES["nnunet"].build_optimizer,
 ) -> NetworkCost:
     """Counts what a network costs.
 

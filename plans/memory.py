@@ -26,9 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_deconver.networks.backbones import sgd
 from nnunet_deconver.ops import assume_device, nerd_chunked
 from nnunet_deconver.ops.nonnegative_deconvolution import triton_update
+from nnunet_deconver.recipes import RECIPES
 
 GIB = 2**30
 
@@ -62,7 +62,7 @@ def training_memory(
     regions: bool,
     patch_size: Sequence[int],
     batch_size: int,
-    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+    build_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = RECIPES["nnunet"].build_optimizer,
     groups: Callable[[nn.Module], Mapping[str, Iterable[nn.Module]]] = lambda network: {},
     device_type: str = "cuda",
     autocast: bool = True,

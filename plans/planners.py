@@ -19,9 +19,10 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.files import written_whole
 from nnunet_deconver.networks.architecture import build_network
-from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_optimizer, with_components
+from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_recipe, with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
+from nnunet_deconver.recipes import RECIPES, Recipe
 
 # Names of nnU-Net's default plans, whose preprocessed data is shared, and of our record in a plans file.
 DEFAULT_PLANS = "nnUNetPlans"
@@ -47,11 +48,13 @@ _PREPROCESSING_OF_PLANS = ("image_reader_writer", "transpose_forward", "foregrou
 class PluginPlanner:
     """What the planners of this package share; mixed into a planner of nnU-Net.
 
-    Class attributes set the name of the plans and the memory target unless the caller does, and whether plans of the
-    same name that are there already are replaced, as nnU-Net replaces them.
+    Class attributes set the name of the plans and the memory target unless the caller does, the recipe whose optimizer
+    is counted (see `recipes`; None for what the network is usually trained with), and whether plans of the same name
+    that are there already are replaced, as nnU-Net replaces them.
     """
 
     plans_name: str
+    recipe: Recipe | None = None
     memory_target: float = MEMORY_TARGETS[""]
     overwrite: bool = True
 
@@ -107,7 +110,7 @@ class PluginPlanner:
             regions=self.labels.has_regions,
             patch_size=[int(size) for size in patch_size],
             batch_size=int(batch_size),
-            build_optimizer=usual_optimizer(architecture),
+            build_optimizer=(self.recipe or usual_recipe(architecture)).build_optimizer,
         )
 
     def save_plans(self, plans: dict):
@@ -285,6 +288,7 @@ def make_planner(
     upsampling: dict | None = None,
     segmentation_head: dict | None = None,
     memory_target: float = MEMORY_TARGETS[""],
+    recipe: str | None = None,
 ) -> type[MemoryPlanner]:
     """The planner of a combination.
 
@@ -293,15 +297,18 @@ def make_planner(
         upsampling: entry of the axis, see `networks.components`.
         segmentation_head: likewise.
         memory_target: GiB.
+        recipe: key of `RECIPES`; None for what the backbone is usually trained with.
 
     Returns:
         A class named nnUNetPlanner<combination>, whose plans are named nnUNet<combination>Plans.
 
     Raises:
-        ValueError: if there is no such backbone, or an entry names no choice.
+        ValueError: if there is no such backbone or recipe, or an entry names no choice.
     """
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is unknown; known are {', '.join(BACKBONES)}")
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is unknown; known are {', '.join(RECIPES)}")
     UPSAMPLINGS.check(upsampling)
     SEGMENTATION_HEADS.check(segmentation_head)
     chosen = BACKBONES[backbone]
@@ -321,6 +328,7 @@ def make_planner(
             "upsampling": upsampling,
             "segmentation_head": segmentation_head,
             "memory_target": memory_target,
+            "recipe": RECIPES.get(recipe),
             "plans_name": f"nnUNet{combination}Plans",
         },
     )

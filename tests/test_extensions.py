@@ -1,62 +1,20 @@
-"""A backbone, an upsampling and a head of another package, as its users meet them."""
+"""What another package adds, as its users meet them."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-MODULE = '''
-from torch import nn
-
-from nnunet_deconver.networks import BACKBONES, SEGMENTATION_HEADS, UPSAMPLINGS, Backbone, Component, Deconver
-from nnunet_deconver.networks.architecture import deconver_architecture
-
-
-class Wide(Deconver):
-    """Deconver with an MLP twice as wide."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, mlp_ratio=8, **kwargs)
-
-
-def wide(entry):
-    return deconver_architecture(entry) | {"network_class_name": "wide_package.Wide"}
-
-
-class Nearest(nn.Sequential):
-    """Copies voxels."""
-
-    def __init__(self, in_channels, out_channels, stride):
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[len(stride)]
-        super().__init__(nn.Upsample(scale_factor=tuple(stride)), convolution(in_channels, out_channels, 1))
-
-
-class Twice(nn.Sequential):
-    """Two classifiers."""
-
-    def __init__(self, in_channels, num_classes, spatial_dims, *, hidden=8):
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
-        super().__init__(convolution(in_channels, hidden, 1), convolution(hidden, num_classes, 1))
-
-
-BACKBONES["wide"] = Backbone("wide_package.Wide", "Wide", "Journal of Width", wide)
-UPSAMPLINGS.choices["nearest"] = Component(Nearest, "Nearest", "Journal of Copies")
-SEGMENTATION_HEADS.choices["twice"] = Component(Twice, "Twice", "Journal of Heads")
-'''
+SITE = Path(__file__).parent / "extension"
 
 
 @pytest.fixture
 def call(tmp_path):
     """A function that runs this package's command, or another program, where the other package is installed."""
-    site = tmp_path / "site"
-    metadata = site / "wide_package-1.0.dist-info"
-    metadata.mkdir(parents=True)
-    (site / "wide_package.py").write_text(MODULE)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: wide-package\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[nnunet_deconver]\nwide = wide_package\nbroken = no_such_package\n")
-    variables = {"nnUNet_raw": tmp_path / "raw", "nnUNet_preprocessed": tmp_path / "preprocessed", "PYTHONPATH": site}
+    variables = {"nnUNet_raw": tmp_path / "raw", "nnUNet_preprocessed": tmp_path / "preprocessed", "PYTHONPATH": SITE}
 
     def call(*arguments, program=("-m", "nnunet_deconver")):
         done = subprocess.run(
@@ -77,6 +35,8 @@ def test_choices_of_another_package_are_listed(call):
         "wide      Deconver with an MLP twice as wide. [Journal of Width]",
         "nearest     Copies voxels. [Journal of Copies]",
         "twice  Two classifiers. [Journal of Heads]",
+        "halving         Adam 1e-3, halved once. [Journal of Halves]",
+        "centres  centre_distance [Journal of Centres]",
     ):
         assert line in done.stdout.splitlines()
     assert "broken (no_such_package) cannot be imported, and adds nothing" in done.stderr
@@ -84,13 +44,14 @@ def test_choices_of_another_package_are_listed(call):
 
 def test_choices_of_another_package_are_planned_and_built(call, tmp_path, write_dataset):
     folder = write_dataset(tmp_path, "Dataset870_Plan", (24, 32, 32), (1, 1, 1))
-    choices = ("--backbone", "wide", "--upsampling", "nearest", "--head", "twice")
+    choices = ("--backbone", "wide", "--upsampling", "nearest", "--head", "twice", "--recipe", "halving")
     planned = call("plan", "-d", 870, "--gpu-memory", 1, *choices).stdout
     name = "nnUNetWideNearestTwice1GBPlans"
     assert f"wrote {folder / name}.json" in planned
+    assert planned.splitlines()[-1].endswith(f"nnUNetv2_train 870 3d_fullres 0 -p {name} -tr nnUNetTrainer_Halving")
     arch_kwargs = json.loads((folder / f"{name}.json").read_text())["configurations"]["3d_fullres"]["architecture"]
     assert arch_kwargs["arch_kwargs"]["upsampling"] == {"name": "nearest"}
-    summary = call("summary", "-d", 870, "-p", name)
+    summary = call("summary", "-d", 870, "-p", name, "-tr", "nnUNetTrainer_Halving")
     assert "decoder 0" in summary.stdout
     # As nnU-Net's own trainer does.
     script = (

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
-from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
+from nnunet_deconver.recipes import EpochScheduler, Recipe
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
@@ -16,12 +16,14 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 class ArchitectureTrainer(nnUNetTrainer):
     """nnU-Net's trainer with a network of this package, and stopping at the first loss that is not finite.
 
-    Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the plans)
-    and what nnU-Net sets in its constructor (None keeps nnU-Net's value).
+    Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the
+    plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed) and what nnU-Net sets in its
+    constructor (None keeps the recipe's value, or nnU-Net's).
     """
 
     upsampling: dict | None = None
     segmentation_head: dict | None = None
+    recipe: Recipe | None = None
 
     epochs: int | None = None
     iterations_per_epoch: int | None = None
@@ -45,8 +47,10 @@ class ArchitectureTrainer(nnUNetTrainer):
             "num_epochs": self.epochs,
             "num_iterations_per_epoch": self.iterations_per_epoch,
             "num_val_iterations_per_epoch": self.validation_iterations_per_epoch,
-            "initial_lr": self.learning_rate,
-            "weight_decay": self.decay,
+            "initial_lr": self.recipe.learning_rate
+            if self.recipe and self.learning_rate is None
+            else self.learning_rate,
+            "weight_decay": self.recipe.decay if self.recipe and self.decay is None else self.decay,
         }
         for name, value in chosen.items():
             if value is not None:
@@ -98,6 +102,13 @@ class ArchitectureTrainer(nnUNetTrainer):
             if hasattr(module, "check_device"):
                 module.check_device(self.device)
 
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Returns optimizer and scheduler, as nnU-Net asks for them."""
+        if self.recipe is None:
+            return super().configure_optimizers()
+        optimizer = self.recipe.optimizer(self.network.parameters(), self.initial_lr, self.weight_decay)
+        return optimizer, EpochScheduler(optimizer, self.initial_lr, self.num_epochs, self.recipe.schedule)
+
     def train_step(self, batch: dict) -> dict:
         """One iteration, as nnU-Net's.
 
@@ -115,18 +126,6 @@ class ArchitectureTrainer(nnUNetTrainer):
                 "continue from them with --c"
             )
         return outputs
-
-
-class AdamWRecipe:
-    """AdamW with warm-up and cosine, the recipe of arXiv 2504.00302, section 4.1; mix into a trainer."""
-
-    learning_rate = 1e-4
-    decay = 1e-5
-
-    def configure_optimizers(self):
-        """Returns optimizer and scheduler, as nnU-Net asks for them."""
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, WarmupCosineScheduler(optimizer, self.initial_lr, self.num_epochs)
 
 
 def with_epoch_variants(*trainers: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:

@@ -1,7 +1,8 @@
 """Trainers of Deconver."""
 
 from nnunet_deconver.networks.architecture import deconver_architecture
-from nnunet_deconver.trainers.base import AdamWRecipe, ArchitectureTrainer, with_epoch_variants
+from nnunet_deconver.recipes import RECIPES
+from nnunet_deconver.trainers.base import ArchitectureTrainer, with_epoch_variants
 
 
 class DeconverTrainer(ArchitectureTrainer):
@@ -15,8 +16,10 @@ class DeconverTrainer(ArchitectureTrainer):
         return super().architecture(deconver_architecture(architecture, kernel_size=cls.kernel_size))
 
 
-class nnUNetTrainerDeconver(AdamWRecipe, DeconverTrainer):
+class nnUNetTrainerDeconver(DeconverTrainer):
     """Deconver with the paper's recipe (AdamW 1e-4), for trainings of full length."""
+
+    recipe = RECIPES["deconver"]
 
 
 class nnUNetTrainerDeconver_k5(nnUNetTrainerDeconver):
@@ -28,7 +31,7 @@ class nnUNetTrainerDeconver_k5(nnUNetTrainerDeconver):
 class nnUNetTrainerDeconver_lr1e3(nnUNetTrainerDeconver):
     """Deconver with the learning rate 1e-3, for short trainings."""
 
-    learning_rate = 1e-3
+    recipe = RECIPES["deconver_short"]
 
 
 class nnUNetTrainerDeconver_SGD(DeconverTrainer):
@@ -56,7 +59,7 @@ class nnUNetTrainerDeconverNorm(nnUNetTrainerDeconver):
 class nnUNetTrainerDeconverNorm_lr1e3(nnUNetTrainerDeconverNorm):
     """The same with the learning rate 1e-3, for short trainings."""
 
-    learning_rate = 1e-3
+    recipe = RECIPES["deconver_short"]
 
 
 class nnUNetTrainerDeconverDTCNeRDc(nnUNetTrainerDeconverDTC, nnUNetTrainerDeconverNeRDc):

@@ -14,9 +14,6 @@ SURFACES = ("area", "voxels")
 EMPTY_POLICIES = ("nan", "best")
 BRATS_CHALLENGES = ("GLI", "SSA", "PED", "MEN", "MET")
 
-# Of all that is in the files, what the terminal shows.
-HEADLINE = ("dice", "jaccard", "sensitivity", "precision", "hd95", "assd", "absolute_relative_volume_difference")
-HEADLINE_LESIONS = ("lesion_dice", "lesion_tpr", "lesion_ppv", "lesion_fpr", "brats_dice", "brats_hd95")
 SHORT_NAMES = {"absolute_relative_volume_difference": "|volume diff.|"}
 
 
@@ -148,12 +145,13 @@ def render(summary: dict) -> str:
         summary: from `nnunet_deconver.metrics.evaluation.evaluate`.
     """
     from nnunet_deconver.metrics.comparison import MEAN
+    from nnunet_deconver.metrics.definitions import Settings
+    from nnunet_deconver.metrics.measurements import metrics
 
     if not summary["metrics"]:
         return "no case could be measured"
     definitions = summary["definitions"]
-    chosen = [name for name in definitions if name.startswith(("nsd_", "false_positives_beyond_"))]
-    names = [name for name in (*HEADLINE, *chosen, *HEADLINE_LESIONS) if name in definitions]
+    names = [name for name, metric in metrics(Settings(**summary["settings"])).items() if metric.headline]
     rows = []
     for name in names:
         unit = definitions[name]["unit"]

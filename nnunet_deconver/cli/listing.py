@@ -1,17 +1,18 @@
-"""`nnunet-deconver list`: trainers, planners, presets, backbones, upsamplings and heads by name."""
+"""`nnunet-deconver list`: trainers, planners, presets, and what they are made of, by name."""
 
 import argparse
 from itertools import groupby
 
 from nnunet_deconver.integration.installation import require_nnunetv2
 
-SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads")
+SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads", "recipes", "metrics")
 
 
 def source(name: str) -> str:
     """Where what the name of a trainer or planner stands for is published."""
     from nnunet_deconver.networks.backbones import BACKBONES
     from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+    from nnunet_deconver.recipes import RECIPES
 
     name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner")
     sources = {backbone.label: backbone.source for backbone in BACKBONES.values() if backbone.source != "nnU-Net"}
@@ -20,7 +21,9 @@ def source(name: str) -> str:
         for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
         for component in components.choices.values()
     }
-    return ", ".join(dict.fromkeys(text for label, text in sources.items() if label in name)) or "nnU-Net"
+    found = [text for label, text in sources.items() if label in name]
+    found += [recipe.source for recipe in RECIPES.values() if name == f"_{recipe.label}"]
+    return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 
 
 def summary_of(documented: type) -> str:
@@ -95,6 +98,24 @@ def backbone_lines() -> list[str]:
     return choice_lines({name: (summary_of(locate(each.network)), each.source) for name, each in BACKBONES.items()})
 
 
+def recipe_lines() -> list[str]:
+    """Describes the recipes."""
+    from nnunet_deconver.networks import RECIPES
+
+    return choice_lines({name: (each.description, each.source) for name, each in RECIPES.items()})
+
+
+def metric_lines() -> list[str]:
+    """Names what is measured together, a line each."""
+    from nnunet_deconver.metrics.definitions import Settings
+    from nnunet_deconver.metrics.measurements import MEASUREMENTS
+
+    everything = Settings(far=(5.0,), lesions=True, brats="GLI")
+    return choice_lines(
+        {name: (", ".join(each.define(everything, 3)), each.source) for name, each in MEASUREMENTS.items()}
+    )
+
+
 def preset_lines() -> list[str]:
     """Describes the presets, a line each."""
     from nnunet_deconver.plans.presets import load_preset, preset_names
@@ -108,10 +129,10 @@ def add_parser(subparsers: argparse._SubParsersAction):
     """Adds the subcommand `list`."""
     parser = subparsers.add_parser(
         "list",
-        help="list trainers, planners, presets, backbones, upsamplings and heads",
+        help="list trainers, planners, presets, backbones, upsamplings, heads, recipes and metrics",
         description="Lists what this package adds, a line each with where it is published: trainers "
         "(nnUNetv2_train -tr), planners (nnUNetv2_plan_experiment -pl, once registered), presets, backbones, "
-        "upsamplings and heads (nnunet-deconver plan).",
+        "upsamplings, heads and recipes (nnunet-deconver plan), metrics (nnunet-deconver evaluate).",
     )
     parser.add_argument("what", nargs="?", choices=SECTIONS, help="one of these alone")
     parser.set_defaults(run=run)
@@ -139,4 +160,8 @@ def section_lines(section: str) -> list[str]:
         return preset_lines()
     if section == "backbones":
         return backbone_lines()
+    if section == "recipes":
+        return recipe_lines()
+    if section == "metrics":
+        return metric_lines()
     return component_lines(UPSAMPLINGS if section == "upsamplings" else SEGMENTATION_HEADS)

@@ -33,6 +33,11 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
     parser.add_argument("--head", metavar="NAME", help="nerdm, nerdc or norm; default: the backbone's own")
     parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="nnunet, deconver or deconver_short: what it will be trained with; default: what the backbone usually is",
+    )
+    parser.add_argument(
         "--preset", metavar="NAME", help="a published configuration (see `list`), or a file like theirs"
     )
     parser.add_argument(
@@ -50,9 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction):
 def run(args: argparse.Namespace):
     """Plans the dataset and says what comes next."""
     require_nnunetv2()
-    chosen = [args.backbone, args.upsampling, args.receptive_field, args.head]
+    chosen = [args.backbone, args.upsampling, args.receptive_field, args.head, args.recipe]
     if args.preset is not None and any(option is not None for option in chosen):
-        raise InputError("--preset fixes backbone, upsampling and head; leave --backbone, --upsampling, --head out")
+        raise InputError("--preset fixes the network; leave --backbone, --upsampling, --head and --recipe out")
     if not 0 < args.gpu_memory < float("inf"):
         raise InputError(f"--gpu-memory {args.gpu_memory}: must be a positive number of GiB")
     raw, preprocessed = variable_folder("nnUNet_raw"), variable_folder("nnUNet_preprocessed")
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace):
                 upsampling_entry(args.upsampling, args.receptive_field),
                 head_entry(args.head),
                 args.gpu_memory,
+                args.recipe,
             )
         plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
     except FileExistsError as error:
@@ -85,7 +91,7 @@ def run(args: argparse.Namespace):
         raise InputError(str(error)) from error
     path = preprocessed / name / f"{plans['plans_name']}.json"
     print(f"{'wrote' if changed else 'unchanged:'} {path}\n")
-    print("\n".join(report(plans, preprocessed / name, args.gpu_memory, preset)))
+    print("\n".join(report(plans, preprocessed / name, args.gpu_memory, preset, args.recipe)))
 
 
 def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: bool) -> tuple[dict, bool]:
@@ -120,7 +126,7 @@ def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: b
     return plans, json.loads(path.read_text()) != before
 
 
-def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
+def report(plans: dict, folder: Path, gpu_memory: float, preset, recipe: str | None = None) -> list[str]:
     """What to tell about new plans.
 
     Args:
@@ -128,8 +134,9 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
         folder: of the dataset in nnUNet_preprocessed.
         gpu_memory: the target in GiB.
         preset: what they were made from; None if from none.
+        recipe: what the network will be trained with; None for what it usually is.
     """
-    from nnunet_deconver.networks.backbones import backbone_of
+    from nnunet_deconver.networks.backbones import recipe_trainer_name
     from nnunet_deconver.plans.planners import ESTIMATE
 
     def sizes(values) -> str:
@@ -168,8 +175,8 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset) -> list[str]:
     lines += ["next:"]
     if unprocessed:
         lines += [f"    nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {' '.join(unprocessed)}"]
-    backbone = backbone_of(own[configuration]["architecture"])
-    trainer = f" -tr {backbone.trainer}" if backbone and backbone.trainer else ""
+    name = recipe_trainer_name(own[configuration]["architecture"], recipe)
+    trainer = f" -tr {name}" if name else ""
     lines += [
         f"    nnunet-deconver summary -d {number} -p {plans_name} -c {configuration}",
         f"    nnUNetv2_train {number} {configuration} 0 -p {plans_name}{trainer}",

@@ -1,4 +1,4 @@
-"""What is measured and what each number means: the one list of metrics, their units, ideals and definitions."""
+"""What can be asked for, and what each number means: settings, units, ideals and definitions."""
 
 import math
 from dataclasses import dataclass
@@ -70,12 +70,14 @@ class Metric:
         ideal: value of a perfect prediction, also of an empty one where nothing is; None if there is no such value.
         definition: one sentence.
         is_distance: whether an empty mask makes it infinite.
+        headline: whether the terminal shows it.
     """
 
     unit: str
     ideal: float | None
     definition: str
     is_distance: bool = False
+    headline: bool = False
 
 
 def tolerance_name(tolerance: float, unit: str) -> str:
@@ -88,86 +90,113 @@ def far_name(distance: float, unit: str) -> str:
     return f"false_positives_beyond_{distance:g}{unit}"
 
 
-def metrics(settings: Settings, rank: int = 3) -> dict[str, Metric]:
-    """All metrics measured under the settings, by name, in the order of tables.
+def define_overlap(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `overlap_metrics` measures."""
+    return {
+        "dice": Metric("", 1, "2 TP / (2 TP + FP + FN) over voxels, as in nnU-Net", headline=True),
+        "jaccard": Metric("", 1, "TP / (TP + FP + FN) over voxels, nnU-Net's IoU", headline=True),
+        "sensitivity": Metric("", 1, "TP / (TP + FN) over voxels; undefined if the reference is empty", headline=True),
+        "precision": Metric("", 1, "TP / (TP + FP) over voxels; undefined if the prediction is empty", headline=True),
+    }
 
-    Args:
-        settings: what to measure.
-        rank: number of spatial axes, which volumes have in their unit.
-    """
-    unit = settings.unit
-    surface = SURFACE_TEXTS[settings.surface]
-    volume = f"{unit}^{rank}"
+
+def define_surface(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What is measured between surfaces."""
+    unit, surface = settings.unit, SURFACE_TEXTS[settings.surface]
+
+    def distance(definition: str, headline: bool = False) -> Metric:
+        return Metric(unit, 0, f"{definition}; {surface}", is_distance=True, headline=headline)
+
     table = {
-        "dice": Metric("", 1, "2 TP / (2 TP + FP + FN) over voxels, as in nnU-Net"),
-        "jaccard": Metric("", 1, "TP / (TP + FP + FN) over voxels, nnU-Net's IoU"),
-        "sensitivity": Metric("", 1, "TP / (TP + FN) over voxels; undefined if the reference is empty"),
-        "precision": Metric("", 1, "TP / (TP + FP) over voxels; undefined if the prediction is empty"),
-        "hd": Metric(unit, 0, f"Hausdorff distance, the larger of both directions; {surface}", True),
-        "hd95": Metric(
-            unit,
-            0,
+        "hd": distance("Hausdorff distance, the larger of both directions"),
+        "hd95": distance(
             "the larger of both directed 95th percentiles of distances between surfaces; percentile: "
-            f"{PERCENTILE_TEXTS[settings.surface]}; {surface}",
-            True,
+            f"{PERCENTILE_TEXTS[settings.surface]}",
+            headline=True,
         ),
-        "assd": Metric(unit, 0, f"average distance between surfaces, both directions pooled; {surface}", True),
-        "asd_prediction_to_reference": Metric(
-            unit, 0, f"average over the prediction's surface of the distance to the reference's; {surface}", True
+        "assd": distance("average distance between surfaces, both directions pooled", headline=True),
+        "asd_prediction_to_reference": distance(
+            "average over the prediction's surface of the distance to the reference's"
         ),
-        "asd_reference_to_prediction": Metric(
-            unit, 0, f"average over the reference's surface of the distance to the prediction's; {surface}", True
+        "asd_reference_to_prediction": distance(
+            "average over the reference's surface of the distance to the prediction's"
         ),
     }
     for tolerance in settings.tolerances:
         table[tolerance_name(tolerance, unit)] = Metric(
-            "", 1, f"surface Dice: part of both surfaces within {tolerance:g} {unit} of the other; {surface}"
+            "",
+            1,
+            f"surface Dice: part of both surfaces within {tolerance:g} {unit} of the other; {surface}",
+            headline=True,
         )
-    for distance in settings.far:
-        table[far_name(distance, unit)] = Metric(
+    return table
+
+
+def define_far(settings: Settings, rank: int) -> dict[str, Metric]:
+    """False positives by their distance."""
+    return {
+        far_name(distance, settings.unit): Metric(
             "voxels",
             0,
-            f"voxels of the prediction further than {distance:g} {unit} from the centre of any foreground voxel of the "
-            "reference, whatever its class; all of them if there is none",
+            f"voxels of the prediction further than {distance:g} {settings.unit} from the centre of any foreground "
+            "voxel of the reference, whatever its class; all of them if there is none",
+            headline=True,
         )
-    table |= {
-        "volume_reference": Metric(volume, None, "voxels of the reference times the size of a voxel"),
-        "volume_prediction": Metric(volume, None, "voxels of the prediction times the size of a voxel"),
-        "volume_difference": Metric(volume, 0, "prediction minus reference"),
-        "absolute_volume_difference": Metric(volume, 0, "absolute value of prediction minus reference"),
+        for distance in settings.far
+    }
+
+
+def define_volume(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `volume_metrics` measures."""
+    unit = f"{settings.unit}^{rank}"
+    return {
+        "volume_reference": Metric(unit, None, "voxels of the reference times the size of a voxel"),
+        "volume_prediction": Metric(unit, None, "voxels of the prediction times the size of a voxel"),
+        "volume_difference": Metric(unit, 0, "prediction minus reference"),
+        "absolute_volume_difference": Metric(unit, 0, "absolute value of prediction minus reference"),
         "relative_volume_difference": Metric("%", 0, "prediction minus reference, in percent of the reference"),
         "absolute_relative_volume_difference": Metric(
-            "%", 0, "absolute value of that, the WMH challenge's AVD; undefined if the reference is empty"
+            "%",
+            0,
+            "absolute value of that, the WMH challenge's AVD; undefined if the reference is empty",
+            headline=True,
         ),
     }
-    if settings.lesions:
-        lesion = "lesions: connected by faces, edges or corners; matched by one common voxel"
-        table |= {
-            "lesion_dice": Metric("", 1, f"2 TPR PPV / (TPR + PPV), the WMH challenge's F1; {lesion}"),
-            "lesion_tpr": Metric("", 1, f"matched lesions of the reference / its lesions; {lesion}"),
-            "lesion_ppv": Metric("", 1, f"matched lesions of the prediction / its lesions; {lesion}"),
-            "lesion_fpr": Metric("", 0, f"1 - PPV, as in the ISBI 2015 challenge; {lesion}"),
-            "lesions_reference": Metric("lesions", None, f"number; {lesion}"),
-            "lesions_prediction": Metric("lesions", None, f"number; {lesion}"),
-            "lesions_missed": Metric("lesions", 0, f"unmatched ones of the reference; {lesion}"),
-            "lesions_false": Metric("lesions", 0, f"unmatched ones of the prediction; {lesion}"),
-        }
-    if settings.brats:
-        rule = BRATS_RULES[settings.brats]
-        brats = (
-            f"BraTS 2023 {settings.brats}: reference joined after {rule.dilation} dilation(s) of 18 neighbours, "
-            f"lesions of up to {rule.volume:g} mm^3 left out, matched with all components (of 26 neighbours) that "
-            f"touch the dilated lesion; a missed lesion and a component that touches none score Dice 0 and HD95 "
-            f"{BRATS_PENALTY_MM:g} mm; without any, 1 and 0"
-        )
-        table |= {
-            "brats_dice": Metric("", 1, f"mean Dice over lesions and false positives; {brats}"),
-            "brats_hd95": Metric(unit, 0, f"mean HD95 (area surface) over lesions and false positives; {brats}"),
-            "brats_found": Metric("lesions", None, f"matched lesions of the reference; {brats}"),
-            "brats_missed": Metric("lesions", 0, f"unmatched lesions of the reference; {brats}"),
-            "brats_false": Metric("lesions", 0, f"components of the prediction that touch none; {brats}"),
-        }
-    return table
+
+
+def define_lesions(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `detection_metrics` counts."""
+    lesion = "lesions: connected by faces, edges or corners; matched by one common voxel"
+    return {
+        "lesion_dice": Metric("", 1, f"2 TPR PPV / (TPR + PPV), the WMH challenge's F1; {lesion}", headline=True),
+        "lesion_tpr": Metric("", 1, f"matched lesions of the reference / its lesions; {lesion}", headline=True),
+        "lesion_ppv": Metric("", 1, f"matched lesions of the prediction / its lesions; {lesion}", headline=True),
+        "lesion_fpr": Metric("", 0, f"1 - PPV, as in the ISBI 2015 challenge; {lesion}", headline=True),
+        "lesions_reference": Metric("lesions", None, f"number; {lesion}"),
+        "lesions_prediction": Metric("lesions", None, f"number; {lesion}"),
+        "lesions_missed": Metric("lesions", 0, f"unmatched ones of the reference; {lesion}"),
+        "lesions_false": Metric("lesions", 0, f"unmatched ones of the prediction; {lesion}"),
+    }
+
+
+def define_brats(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `brats_metrics` measures."""
+    rule = BRATS_RULES[settings.brats]
+    brats = (
+        f"BraTS 2023 {settings.brats}: reference joined after {rule.dilation} dilation(s) of 18 neighbours, "
+        f"lesions of up to {rule.volume:g} mm^3 left out, matched with all components (of 26 neighbours) that "
+        f"touch the dilated lesion; a missed lesion and a component that touches none score Dice 0 and HD95 "
+        f"{BRATS_PENALTY_MM:g} mm; without any, 1 and 0"
+    )
+    return {
+        "brats_dice": Metric("", 1, f"mean Dice over lesions and false positives; {brats}", headline=True),
+        "brats_hd95": Metric(
+            settings.unit, 0, f"mean HD95 (area surface) over lesions and false positives; {brats}", headline=True
+        ),
+        "brats_found": Metric("lesions", None, f"matched lesions of the reference; {brats}"),
+        "brats_missed": Metric("lesions", 0, f"unmatched lesions of the reference; {brats}"),
+        "brats_false": Metric("lesions", 0, f"components of the prediction that touch none; {brats}"),
+    }
 
 
 def policies(settings: Settings) -> dict[str, str]:

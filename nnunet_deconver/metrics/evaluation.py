@@ -30,8 +30,9 @@ from nnunet_deconver.metrics.cases import (
     pair_folds,
     read_dataset,
 )
-from nnunet_deconver.metrics.definitions import Settings, metrics, policies
+from nnunet_deconver.metrics.definitions import Settings, policies
 from nnunet_deconver.metrics.measure import measure
+from nnunet_deconver.metrics.measurements import BUILT_IN, metrics, wanted_measurements
 from nnunet_deconver.metrics.statistics import summarize
 
 CASES, TABLE, SUMMARY = "cases.jsonl", "metrics.csv", "summary.json"
@@ -225,6 +226,9 @@ def measure_cases(
     from tqdm import tqdm
 
     header = {"settings": asdict(settings), "classes": dataset.classes, "ignore": dataset.ignore}
+    added = [name for name in wanted_measurements(settings) if name not in BUILT_IN]
+    if added:  # cases measured without another package's metrics are not gone on with
+        header["measurements"] = added
     header = json.loads(json.dumps(header))  # as it will be read again
     problems = dict(problems)
     stamps = {case.name: _stamp(case) for case in cases}

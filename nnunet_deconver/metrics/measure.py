@@ -6,15 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunet_deconver.metrics.definitions import Metric, Settings, far_name, metrics, tolerance_name
-from nnunet_deconver.metrics.lesions import BRATS_RULES, brats_metrics, detection_metrics, enclosing
-from nnunet_deconver.metrics.overlap import overlap_metrics, volume_metrics
-from nnunet_deconver.metrics.surface import (
-    average_surface_distances,
-    hausdorff_distance,
-    normalized_surface_distance,
-    surface_distances,
-)
+from nnunet_deconver.metrics.definitions import Metric, Settings
+from nnunet_deconver.metrics.lesions import enclosing
+from nnunet_deconver.metrics.measurements import Masks, metrics, wanted_measurements
 
 
 class Value(NamedTuple):
@@ -72,29 +66,14 @@ def measure(
             (True, False): "reference empty",
             (False, True): "prediction empty",
         }.get(tuple(empty), "")
-        found = _metrics_of_masks(*masks, spacing, settings)
-        for distance, beyond in far.items():
-            found[far_name(distance, settings.unit)] = float(np.count_nonzero(masks[1] & beyond[box]))
+        pair = Masks(*masks, spacing, settings, {distance: beyond[box] for distance, beyond in far.items()})
+        found = {}
+        for measurement in wanted_measurements(settings).values():
+            found |= measurement.measure(pair)
         for metric, definition in table.items():
             value = _resolve(found[metric], definition, all(empty), diagonal, settings)
             values.append(Value(name, metric, value, note))
     return values
-
-
-def _metrics_of_masks(
-    reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float], settings: Settings
-) -> dict[str, float]:
-    found = overlap_metrics(reference, prediction) | volume_metrics(reference, prediction, spacing)
-    distances = surface_distances(reference, prediction, spacing, settings.surface)
-    found |= {"hd": hausdorff_distance(distances), "hd95": hausdorff_distance(distances, 95)}
-    found |= average_surface_distances(distances)
-    for tolerance in settings.tolerances:
-        found[tolerance_name(tolerance, settings.unit)] = normalized_surface_distance(distances, tolerance)
-    if settings.lesions:
-        found |= detection_metrics(reference, prediction)
-    if settings.brats:
-        found |= brats_metrics(reference, prediction, spacing, BRATS_RULES[settings.brats])
-    return found
 
 
 def far_masks(

@@ -16,9 +16,10 @@ from nnunet_deconver.files import read_json
 from nnunet_deconver.models.trained_model import TrainedModel
 from nnunet_deconver.models.trainer import find_trainer, trainer_optimizer
 from nnunet_deconver.networks.architecture import build_network, plain_architecture
-from nnunet_deconver.networks.backbones import sgd, usual_optimizer
+from nnunet_deconver.networks.backbones import usual_recipe
 from nnunet_deconver.plans.cost import NetworkCost, PredictionCost, network_cost, prediction_cost
 from nnunet_deconver.plans.presets import load_preset
+from nnunet_deconver.recipes import RECIPES
 
 # What nnU-Net's own network on the same stages is called beside the others.
 DEFAULT_NETWORK = "nnU-Net's PlainConvUNet"
@@ -78,7 +79,7 @@ def of_preset(
     patch_size, batch_size = patch_size or preset.patch_size, batch_size or preset.batch_size
     if patch_size is None or batch_size is None:
         raise ArgumentError("preset", name, "patch and batch are not published; add --patch-size and --batch-size")
-    optimizer = usual_optimizer(preset.architecture)
+    optimizer = usual_recipe(preset.architecture).build_optimizer
     subject = Subject(preset.name, partial(_from_architecture, preset.architecture), optimizer)
     task = Task(preset.input_channels, preset.num_classes, preset.regions, patch_size, batch_size, preset.architecture)
     return task, [subject]
@@ -147,7 +148,7 @@ def default_network(task: Task) -> list[Subject]:
         architecture = plain_architecture(task.architecture)
     except ValueError:
         return []
-    return [Subject(DEFAULT_NETWORK, partial(_from_architecture, architecture), sgd)]
+    return [Subject(DEFAULT_NETWORK, partial(_from_architecture, architecture), RECIPES["nnunet"].build_optimizer)]
 
 
 def count(subject: Subject, task: Task) -> NetworkCost:

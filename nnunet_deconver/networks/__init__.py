@@ -5,15 +5,18 @@ from nnunet_deconver.networks.backbones import BACKBONES, Backbone
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS, Component
 from nnunet_deconver.networks.deconver import Deconver
 from nnunet_deconver.networks.unet import PlainConvUNet, ResidualEncoderUNet
+from nnunet_deconver.recipes import RECIPES, Recipe
 
 __all__ = [
     "BACKBONES",
+    "RECIPES",
     "SEGMENTATION_HEADS",
     "UPSAMPLINGS",
     "Backbone",
     "Component",
     "Deconver",
     "PlainConvUNet",
+    "Recipe",
     "ResidualEncoderUNet",
 ]
 

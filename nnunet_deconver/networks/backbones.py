@@ -7,20 +7,8 @@ follow from that. The network takes nnU-Net's topology arguments, `upsampling` a
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from nnunet_deconver.networks.architecture import DECONVER, NNUNETS, PACKAGE, deconver_architecture
-
-
-def sgd(network: nn.Module) -> torch.optim.Optimizer:
-    """nnU-Net's own optimizer, which keeps one number per parameter."""
-    return torch.optim.SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
-
-
-def adamw(network: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of Deconver's recipe, which keeps two."""
-    return torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=1e-5)
+from nnunet_deconver.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -35,8 +23,8 @@ class Backbone:
             from which upsampling and head lead to this one.
         planner: dotted name of nnU-Net's planner that plans its stages.
         max_features_3d: the most channels of a stage; None for the planner's.
-        optimizer: what it is usually trained with.
-        trainer: with that recipe; None for nnU-Net's own.
+        recipe: name of what it is usually trained with.
+        trainer: with that recipe; None for `nnUNetTrainer_<label of the recipe>`, or nnU-Net's own.
         is_nnunets: whether it is nnU-Net's network, named after what is changed in it.
     """
 
@@ -46,7 +34,7 @@ class Backbone:
     architecture: Callable[[dict], dict] = lambda entry: entry
     planner: str = "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner.ExperimentPlanner"
     max_features_3d: int | None = None
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
+    recipe: str = "nnunet"
     trainer: str | None = None
     is_nnunets: bool = False
 
@@ -58,7 +46,7 @@ BACKBONES = {
         "arXiv 2504.00302",
         deconver_architecture,
         max_features_3d=512,
-        optimizer=adamw,
+        recipe="deconver",
         trainer="nnUNetTrainerDeconver",
     ),
     "plain": Backbone(f"{PACKAGE}.PlainConvUNet", "Plain", "nnU-Net", is_nnunets=True),
@@ -78,10 +66,25 @@ def backbone_of(architecture: dict) -> Backbone | None:
     return next((backbone for backbone in BACKBONES.values() if backbone.network == name), None)
 
 
-def usual_optimizer(architecture: dict) -> Callable[[nn.Module], torch.optim.Optimizer]:
-    """What builds the optimizer that the network of an architecture entry is usually trained with."""
+def usual_recipe(architecture: dict) -> Recipe:
+    """What the network of an architecture entry is usually trained with."""
     backbone = backbone_of(architecture)
-    return sgd if backbone is None else backbone.optimizer
+    return RECIPES["nnunet" if backbone is None else backbone.recipe]
+
+
+def recipe_trainer_name(architecture: dict, recipe: str | None = None) -> str | None:
+    """The trainer for the network of an architecture entry as it is planned; None for nnU-Net's own.
+
+    Args:
+        architecture: entry.
+        recipe: name; None for what the network is usually trained with.
+    """
+    backbone = backbone_of(architecture)
+    usual = "nnunet" if backbone is None else backbone.recipe
+    if backbone and backbone.trainer and recipe in (None, usual):
+        return backbone.trainer
+    chosen = recipe or usual
+    return None if chosen == "nnunet" else f"nnUNetTrainer_{RECIPES[chosen].label}"
 
 
 def with_components(

@@ -98,7 +98,7 @@ def untouched(folder) -> bool:
         (["--gpu-memory", "nan"], "must be a positive number of GiB"),
         (["--gpu-memory", "inf"], "must be a positive number of GiB"),
         (["--preset", "isles23"], "preset 'isles23' is neither one of"),
-        (["--preset", "isles22", "--head", "nerdc"], "leave --backbone, --upsampling, --head out"),
+        (["--preset", "isles22", "--head", "nerdc"], "leave --backbone, --upsampling, --head and --recipe out"),
         (["--backbone", "vit"], "backbone 'vit' is unknown; known are deconver, plain, residual"),
         (["--upsampling", "cubic"], "upsampling 'cubic' is unknown"),
         (["--head", "nerd"], "segmentation_head 'nerd' is unknown"),

@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_deconver.metrics.definitions import Settings, metrics
+from nnunet_deconver.metrics.definitions import Settings
 from nnunet_deconver.metrics.lesions import BRATS_PENALTY_MM
 from nnunet_deconver.metrics.measure import measure
+from nnunet_deconver.metrics.measurements import metrics
 
 CLASSES = {"organ": (1,), "lesion": (2,)}
 ALL = {"lesions": True, "brats": "MET", "tolerances": (0.5, 2.0), "far": (1.0, 5.0)}

@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import nnunet_deconver.trainers as trainers
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm, NormHead
 from nnunet_deconver.networks import Deconver, PlainConvUNet
-from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
+from nnunet_deconver.recipes import EpochScheduler
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -88,13 +88,13 @@ def test_epoch_variants(folders, family, suffix, epochs):
 @pytest.mark.parametrize(
     "name, rate, decay, optimizer, scheduler",
     [
-        ("nnUNetTrainerDeconver", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
-        ("nnUNetTrainerDeconver_k5", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
-        ("nnUNetTrainerDeconver_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconver", 1e-4, 1e-5, torch.optim.AdamW, EpochScheduler),
+        ("nnUNetTrainerDeconver_k5", 1e-4, 1e-5, torch.optim.AdamW, EpochScheduler),
+        ("nnUNetTrainerDeconver_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, EpochScheduler),
         ("nnUNetTrainerDeconver_SGD", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
-        ("nnUNetTrainerDeconverDTCNeRDc", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
-        ("nnUNetTrainerDeconverNorm", 1e-4, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
-        ("nnUNetTrainerDeconverNorm_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, WarmupCosineScheduler),
+        ("nnUNetTrainerDeconverDTCNeRDc", 1e-4, 1e-5, torch.optim.AdamW, EpochScheduler),
+        ("nnUNetTrainerDeconverNorm", 1e-4, 1e-5, torch.optim.AdamW, EpochScheduler),
+        ("nnUNetTrainerDeconverNorm_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, EpochScheduler),
         ("nnUNetTrainerDTC", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
         ("nnUNetTrainerNeRDc", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
     ],

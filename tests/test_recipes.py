@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nnunet_deconver.trainers.schedule import WarmupCosineScheduler, warmup_cosine
+from nnunet_deconver.recipes import EpochScheduler, warmup_cosine
 
 
 def test_warmup_over_the_first_percent_from_a_tenth_then_cosine():
@@ -26,9 +26,9 @@ def test_short_trainings_start_at_the_full_rate(num_epochs):
 def test_the_rate_is_a_function_of_the_epoch():
     """Told the same epoch, a new scheduler sets the same rate as one that went through all before."""
     first, second = (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
-    walked = WarmupCosineScheduler(first, 0.3, 200)
+    walked = EpochScheduler(first, 0.3, 200, warmup_cosine)
     for epoch in range(150):
         walked.step(epoch)
-    WarmupCosineScheduler(second, 0.3, 200).step(149)
+    EpochScheduler(second, 0.3, 200, warmup_cosine).step(149)
     assert first.param_groups[0]["lr"] == second.param_groups[0]["lr"] == 0.3 * warmup_cosine(149, 200)
     assert walked.get_last_lr() == [first.param_groups[0]["lr"]]
