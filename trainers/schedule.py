@@ -34,12 +34,12 @@ class WarmupCosineScheduler(LRScheduler):
         num_epochs: length of the training.
     """
 
-    def __init__(self, optimizer: Optimizer, learning_rate: float, num_epochs: int):
+    def __init__(self, optimizer: Optimizer, learning_rate: float, num_epochs: int) -> None:
         self.learning_rate = learning_rate
         self.num_epochs = num_epochs
         super().__init__(optimizer)
 
-    def step(self, epoch: int | None = None):
+    def step(self, epoch: int | None = None) -> None:
         """Sets the rate of `epoch`; without one, that of the next."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         rate = self.learning_rate * warmup_cosine(self.last_epoch, self.num_epochs)

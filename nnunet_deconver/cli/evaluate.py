@@ -20,7 +20,7 @@ HEADLINE_LESIONS = ("lesion_dice", "lesion_tpr", "lesion_ppv", "lesion_fpr", "br
 SHORT_NAMES = {"absolute_relative_volume_difference": "|volume diff.|"}
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `evaluate`."""
     parser = subparsers.add_parser(
         "evaluate",

@@ -46,7 +46,7 @@ def check_stride(stride: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(s) for s in stride)
 
 
-def check_input(x: Tensor, rank: int):
+def check_input(x: Tensor, rank: int) -> None:
     """Raises ValueError unless a tensor has the batch, channel and spatial axes of a layer of `rank`."""
     if x.ndim != rank + 2:
         raise ValueError(f"x must be (B, C, *S) with {rank} spatial axes, got shape {tuple(x.shape)}")

@@ -35,7 +35,7 @@ class DeconvMixer(nn.Module):
         iterations: int = 1,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.ndc = NonnegativeDeconvolution(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         convolution = CONVOLUTIONS[len(kernel_size)]
@@ -56,7 +56,7 @@ class PointwiseMLP(nn.Sequential):
         rank: number of spatial axes.
     """
 
-    def __init__(self, channels: int, hidden: int, rank: int):
+    def __init__(self, channels: int, hidden: int, rank: int) -> None:
         convolution = CONVOLUTIONS[rank]
         super().__init__(convolution(channels, hidden, 1), nn.GELU(), convolution(hidden, channels, 1))
 
@@ -109,7 +109,7 @@ class DeconverBlock(nn.Module):
         mlp_ratio: float = 4,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.mixer = DeconvMixer(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         hidden = round(channels * mlp_ratio)

@@ -74,7 +74,7 @@ class DeformableTransposedConvolution(nn.Module):
         receptive_field: float = 2.0,
         tanh: bool = True,
         weighting: str | None = "sigmoid",
-    ):
+    ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
         self.rank = len(self.stride)
@@ -96,7 +96,7 @@ class DeformableTransposedConvolution(nn.Module):
         self.offset = transposed_convolution(in_channels, components, self.stride)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Restores the start: zero offsets, PyTorch's own 1x1 convolution. The base keeps what it has."""
         self.projection.reset_parameters()
         nn.init.zeros_(self.offset.weight)
@@ -104,7 +104,7 @@ class DeformableTransposedConvolution(nn.Module):
         if self.weighting == "linear":
             nn.init.constant_(self.offset.bias[self.rank :], 0.5)
 
-    def start_as(self, plain: nn.Module):
+    def start_as(self, plain: nn.Module) -> None:
         """Makes the layer a transposed convolution with kernel = stride, exactly; sampled features come in from zero.
 
         Args:
@@ -169,7 +169,7 @@ class DeformableTransposedConvolution(nn.Module):
         projection = np.int64(self.out_channels) * np.prod(input_size, dtype=np.int64)
         return base + projection + np.int64(self.offset.out_channels) * output_voxels
 
-    def check_device(self, device: torch.device | str):
+    def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device; to be called before training."""
         check_sampling_device(device, self.rank)
         if hasattr(self.base, "check_device"):

@@ -15,7 +15,7 @@ class InstanceNorm(nn.Module):
         eps: added to the variance.
     """
 
-    def __init__(self, channels: int | None = None, eps: float = 1e-5):
+    def __init__(self, channels: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
         self.channels = channels
         self.eps = eps
@@ -23,7 +23,7 @@ class InstanceNorm(nn.Module):
             self.register_parameter(name, None if channels is None else nn.Parameter(torch.empty(channels)))
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Restores scale 1 and shift 0."""
         if self.channels is not None:
             nn.init.ones_(self.weight)

@@ -49,7 +49,7 @@ class _PositionHead(nn.Module):
         map_bias: bool,
         hidden_channels: int,
         hidden_layers: int,
-    ):
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_classes = num_classes
@@ -64,16 +64,16 @@ class _PositionHead(nn.Module):
         self._kept = None
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Makes the head the plain classifier; that and the hidden layers keep what was drawn for them."""
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def start_as(self, plain: nn.Module):
+    def start_as(self, plain: nn.Module) -> None:
         """Makes the head a 1x1 convolution, exactly; see `load_plain_head`."""
         self.load_plain_head(plain.weight, plain.bias)
 
-    def load_plain_head(self, weight: Tensor, bias: Tensor | None = None):
+    def load_plain_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Makes the head the 1x1 convolution with this weight and bias, exactly.
 
         Args:
@@ -175,7 +175,7 @@ class NeRDm(_PositionHead):
         bias: bool = False,
         hidden_channels: int = 32,
         hidden_layers: int = 2,
-    ):
+    ) -> None:
         _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers)
         super().__init__(
             in_channels,
@@ -238,7 +238,7 @@ class NeRDc(_PositionHead):
         bias: bool = True,
         hidden_channels: int = 32,
         hidden_layers: int = 2,
-    ):
+    ) -> None:
         _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers)
         super().__init__(
             in_channels,
@@ -274,7 +274,7 @@ class NeRDc(_PositionHead):
         return np.int64(self.num_classes) * voxels(input_size, self.spatial_dims)
 
 
-def _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers):
+def _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers) -> None:
     if spatial_dims not in CONVOLUTIONS:
         raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
     for name, value in (

@@ -52,7 +52,7 @@ class NonnegativeDeconvolution(nn.Module):
         eps: float = 1e-8,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if not isinstance(kernel_size, Sequence) or len(kernel_size) not in CONVOLUTIONS:
             raise ValueError(
@@ -82,7 +82,7 @@ class NonnegativeDeconvolution(nn.Module):
         self.source = CONVOLUTIONS[len(kernel_size)](channels, source_channels, 1)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
         nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
 

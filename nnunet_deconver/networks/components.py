@@ -64,7 +64,7 @@ class Components:
         choices: by name.
     """
 
-    def __init__(self, argument: str, default: str, plain: str, choices: dict[str, Component]):
+    def __init__(self, argument: str, default: str, plain: str, choices: dict[str, Component]) -> None:
         self.argument = argument
         self.default = default
         self.plain = plain
@@ -74,7 +74,7 @@ class Components:
         """Whether an entry leaves the backbone as it is."""
         return entry is None or entry == {"name": self.default}
 
-    def check(self, entry: dict | None):
+    def check(self, entry: dict | None) -> None:
         """Raises ValueError unless `entry` is None or names a choice, with options it has."""
         if self.is_default(entry):
             return
@@ -89,7 +89,7 @@ class Components:
             allowed = f"it has {', '.join(options)}" if options else "it has none"
             raise ValueError(f"{self.argument} {entry['name']!r} has no option {', '.join(unknown)}; {allowed}")
 
-    def check_can_start(self, entry: dict):
+    def check_can_start(self, entry: dict) -> None:
         """Raises ValueError unless a checked entry names what can start as the plain layer."""
         able = [name for name, component in self.choices.items() if component.can_start_as_plain]
         if entry["name"] not in able:
@@ -136,7 +136,7 @@ SEGMENTATION_HEADS = Components(
 )
 
 
-def replace_components(decoder: nn.Module, upsampling: dict | None, segmentation_head: dict | None):
+def replace_components(decoder: nn.Module, upsampling: dict | None, segmentation_head: dict | None) -> None:
     """Puts the chosen upsamplings and heads in the place of a decoder's own, which keep their shapes and names.
 
     Args:

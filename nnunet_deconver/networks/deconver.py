@@ -94,7 +94,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         dropout_op_kwargs=None,
         nonlin=None,
         nonlin_kwargs=None,
-    ):
+    ) -> None:
         super().__init__()
         if conv_op not in _RANKS:
             raise ValueError(f"conv_op must be torch.nn.Conv1d, Conv2d or Conv3d, got {conv_op!r}")
@@ -151,7 +151,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
 
     @staticmethod
-    def initialize(module: nn.Module):
+    def initialize(module: nn.Module) -> None:
         """Draws the parameters of `module` as the network is designed: each layer knows its own start.
 
         nnU-Net applies this to every module, children before parents; its usual He initialisation belongs to
@@ -173,7 +173,7 @@ class DeconverEncoder(nn.Module):
         strides: Sequence[Sequence[int]],
         n_blocks: Sequence[int],
         block_kwargs: dict,
-    ):
+    ) -> None:
         super().__init__()
         self.strides = strides
         self.output_channels = features
@@ -204,7 +204,7 @@ class DeconverEncoder(nn.Module):
             skips.append(x)
         return skips
 
-    def check_input_size(self, input_size: Sequence[int]):
+    def check_input_size(self, input_size: Sequence[int]) -> None:
         """Raises ValueError unless the strides divide `input_size`."""
         totals = [math.prod(axis) for axis in zip(*self.strides, strict=True)]
         if len(input_size) != len(totals):
@@ -237,7 +237,7 @@ class DeconverDecoder(nn.Module):
         num_classes: int,
         deep_supervision: bool,
         block_kwargs: dict,
-    ):
+    ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         self.features = features[:-1]

@@ -25,7 +25,7 @@ class _WithAxes:
         **kwargs: the network's own.
     """
 
-    def __init__(self, *args, upsampling: dict | None = None, segmentation_head: dict | None = None, **kwargs):
+    def __init__(self, *args, upsampling: dict | None = None, segmentation_head: dict | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         replace_components(self.decoder, upsampling, segmentation_head)
 
@@ -47,7 +47,7 @@ class _WithAxes:
         )
 
     @classmethod
-    def initialize(cls, module: nn.Module):
+    def initialize(cls, module: nn.Module) -> None:
         """Initialises `module` as nnU-Net does; layers of the axes restore their own start.
 
         nnU-Net applies this to every module, children before parents.

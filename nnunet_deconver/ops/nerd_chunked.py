@@ -264,17 +264,17 @@ _BACKWARD = {
 class _Sums:
     """Gradients of the parameters, added up over chunks."""
 
-    def __init__(self, layers: Sequence[Tensor], weight: Tensor, constant: Tensor, dtype: torch.dtype):
+    def __init__(self, layers: Sequence[Tensor], weight: Tensor, constant: Tensor, dtype: torch.dtype) -> None:
         *self.layers, self.weight, self.constant = (
             torch.zeros_like(tensor) for tensor in _widened([*layers, weight, constant], dtype)
         )
 
-    def add(self, d_map: Tensor, code: Tensor, start: int = 0, stop: int | None = None):
+    def add(self, d_map: Tensor, code: Tensor, start: int = 0, stop: int | None = None) -> None:
         """The last layer's share of `d_map` (M, n) for its rows from `start` to `stop`."""
         self.weight[start:stop] += d_map @ code.t()
         self.constant[start:stop] += d_map.sum(1, dtype=self.constant.dtype)
 
-    def add_hidden(self, activations: list[Tensor], layers: Sequence[Tensor], gradient: Tensor):
+    def add_hidden(self, activations: list[Tensor], layers: Sequence[Tensor], gradient: Tensor) -> None:
         """The hidden layers' share of `gradient`, that of the code."""
         for i in range(len(activations) - 2, -1, -1):
             gradient = torch.where(activations[i + 1] > 0, gradient, SLOPE * gradient)
@@ -351,7 +351,7 @@ def _empty_output(x: Tensor, classes: int) -> Tensor:
     return x.new_empty(x.shape[0], classes or x.shape[1], *x.shape[2:])
 
 
-def _save(ctx, inputs, output):
+def _save(ctx, inputs, output) -> None:
     x, code, layers, weight, constant, ctx.form, ctx.classes, ctx.chunk = inputs
     if code is not None:
         raise RuntimeError("no gradient is defined through a code made in advance; call without code")

@@ -200,7 +200,7 @@ class _Slab(NamedTuple):
         """The planes to be made, in the slab."""
         return slice(self.fresh - self.start, self.stop - self.start)
 
-    def keep(self, slab: Tensor):
+    def keep(self, slab: Tensor) -> None:
         """Moves the planes that were made for the slab before to the front."""
         kept = self.fresh - self.start
         if kept and self.moved:
@@ -227,7 +227,7 @@ class _Problem:
     Args: as `_Update.forward`.
     """
 
-    def __init__(self, x, source, source_weight, source_bias, filter):
+    def __init__(self, x, source, source_weight, source_bias, filter) -> None:
         *kernel, self.ratio, self.channels = filter.shape
         self.depth, self.height, self.width = _three_axes(x.shape[1:-1])
         self.x, self.source, self.weight, self.bias = x, source, source_weight, source_bias
@@ -238,7 +238,7 @@ class _Problem:
         )
         self._library = _library(self.channels)
 
-    def call(self, kernel: str, *arguments: Tensor | float | int):
+    def call(self, kernel: str, *arguments: Tensor | float | int) -> None:
         """Calls a kernel of `cpu_kernels.c`; geometry and threads are added."""
         values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         if self._library[kernel](ctypes.byref(self._geometry), *values, torch.get_num_threads()):
@@ -265,7 +265,7 @@ class _Problem:
     def slabs(self, halo: int = 0) -> Iterator[_Slab]:
         return _slabs(self.depth, self.planes, halo)
 
-    def fill_source(self, index: int, part: _Slab, slab: Tensor):
+    def fill_source(self, index: int, part: _Slab, slab: Tensor) -> None:
         """Makes the new planes of a slab of an image's source."""
         if self.source is not None:
             self.channel_major(slab[part.new]).copy_(self.images(self.source)[index, part.fresh : part.stop])

@@ -70,7 +70,7 @@ def _load(image, at, mask):
 
 
 @triton.jit
-def _store(image, at, values, mask):
+def _store(image, at, values, mask) -> None:
     tl.store(image + at, values.to(image.dtype.element_ty), mask=mask)
 
 
@@ -89,13 +89,13 @@ def _saturated(values, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _finish_reconstruction(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
+def _finish_reconstruction(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
     """`Y`."""
     _store(tensors[0], at, sums[0], mask)
 
 
 @triton.jit
-def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
+def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
     """`S N / D`."""
     source, updated = tensors
     values = _load(source, at, mask) * ((sums[0] + eps) / (sums[1] + eps))
@@ -115,7 +115,7 @@ def _upstream(ratio, at, mask, source, gradient, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
+def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
     """`dN = G S / D`, `dD = -G S N / D^2`."""
     source, gradient, d_numerator, d_denominator = tensors
     denominator = sums[1] + eps
@@ -127,14 +127,14 @@ def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _finish_d_images(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
+def _finish_d_images(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
     """`dX`, `dY`."""
     _store(tensors[0], at, _saturated(sums[0], LIMIT), mask)
     _store(tensors[1], at, sums[1], mask)
 
 
 @triton.jit
-def _finish_d_source(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
+def _finish_d_source(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
     """`dS = G N / D + dY (*) V^-`."""
     source, gradient, d_source = tensors
     ratio = (sums[0] + eps) / (sums[1] + eps)
@@ -169,7 +169,7 @@ def _correlate(
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
     LIMIT: tl.constexpr,
-):
+) -> None:
     """Correlations of several images with one filter, handed to `finish` plane by plane.
 
     `images` points to (slabs, IN, M, R, W) each, `weights` to (G, IN, KR, KX, KM, OUT) as `_weights` makes it,
@@ -242,7 +242,7 @@ def _correlate_pairs(
     KR: tl.constexpr,
     KX: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     """What each tile of each chunk adds to `sum_q A_c(q) B_e(q + j)`, summed over pairs (A, B), for every tap j.
 
     `images` points to the A, (slabs, C, M, R, W) each, `partners` to the B, (slabs, E, M, R, W), `parts` to the output,
@@ -392,7 +392,7 @@ def _limit(tensor: Tensor) -> float:
     return 0.0 if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
 
 
-def _launch(kernel: Callable, lifted: Lifted, tile: Tile, programs: int, **arguments):
+def _launch(kernel: Callable, lifted: Lifted, tile: Tile, programs: int, **arguments) -> None:
     """Launches `programs` for each tile of each chunk."""
     tiles, chunks = _grid(lifted, tile)
     kernel[(tiles * chunks * programs,)](
@@ -436,7 +436,7 @@ def _correlate_with(
     *,
     eps: float = 0.0,
     limit: float = 0.0,
-):
+) -> None:
     """Launches `_correlate` on slabs, the first of which is number `first`."""
     slabs, outputs = tensors[0].shape[:2]
     tile = choose_tile(lifted, slabs, outputs, lifted.kernel[0] * len(images))

@@ -42,6 +42,7 @@ the plain path where they fail.
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -140,7 +141,7 @@ def _run_differentiate(
     return guarded(kernels, plain, x, source, filter, groups) if checked else kernels()
 
 
-def _save(ctx, inputs, output):
+def _save(ctx, inputs, output) -> None:
     x, source, filter, ctx.groups, ctx.eps, ctx.checked = inputs
     ctx.save_for_backward(x, source, filter)
 
@@ -149,7 +150,7 @@ def _backward(ctx, gradient):
     return *_differentiate(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.checked), None, None, None
 
 
-def _no_second_derivative(ctx, *gradients):
+def _no_second_derivative(ctx, *gradients) -> NoReturn:
     raise RuntimeError(
         "nonnegative deconvolution has no second derivative with backend 'triton'; call it with backend='plain'"
     )
