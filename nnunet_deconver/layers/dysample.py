@@ -89,7 +89,7 @@ class DySample(nn.Module):
     def reset_parameters(self) -> None:
         """Restores the paper's start: almost no offset, and a dynamic scope of 0.25."""
         nn.init.normal_(self.offset.weight, std=0.001)
-        nn.init.zeros_(self.offset.bias)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
         if self.scope is not None:
             nn.init.zeros_(self.scope.weight)
 

@@ -3,6 +3,8 @@
 Every other path is compared with this one, in float64.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -74,7 +76,7 @@ def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iter
     check_eps(eps)
 
 
-def check_kernel_size(kernel_size, name: str) -> None:
+def check_kernel_size(kernel_size: Sequence[int], name: str) -> None:
     """Raises ValueError unless every entry of `kernel_size` is odd and positive."""
     if any(int(k) != k or k < 1 or k % 2 == 0 for k in kernel_size):
         raise ValueError(

@@ -14,6 +14,8 @@ the extents of march, rows and columns; KM, KR, KX those of the kernel.
 """
 
 # ruff: noqa: RUF005 - tuples are concatenated: Triton's language has no unpacking.
+# Triton's language is not Python's: loops and tuples are unrolled, numbers stand for `tl.constexpr`.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 
 import math
 from collections.abc import Callable, Iterator
@@ -70,7 +72,7 @@ def _load(image, at, mask):
 
 
 @triton.jit
-def _store(image, at, values, mask) -> None:
+def _store(image, at, values, mask):
     tl.store(image + at, values.to(image.dtype.element_ty), mask=mask)
 
 
@@ -89,13 +91,13 @@ def _saturated(values, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _finish_reconstruction(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
+def _finish_reconstruction(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`Y`."""
     _store(tensors[0], at, sums[0], mask)
 
 
 @triton.jit
-def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
+def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`S N / D`."""
     source, updated = tensors
     values = _load(source, at, mask) * ((sums[0] + eps) / (sums[1] + eps))
@@ -115,7 +117,7 @@ def _upstream(ratio, at, mask, source, gradient, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
+def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`dN = G S / D`, `dD = -G S N / D^2`."""
     source, gradient, d_numerator, d_denominator = tensors
     denominator = sums[1] + eps
@@ -127,14 +129,14 @@ def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
 
 
 @triton.jit
-def _finish_d_images(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
+def _finish_d_images(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`dX`, `dY`."""
     _store(tensors[0], at, _saturated(sums[0], LIMIT), mask)
     _store(tensors[1], at, sums[1], mask)
 
 
 @triton.jit
-def _finish_d_source(sums, at, mask, tensors, eps, LIMIT: tl.constexpr) -> None:
+def _finish_d_source(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`dS = G N / D + dY (*) V^-`."""
     source, gradient, d_source = tensors
     ratio = (sums[0] + eps) / (sums[1] + eps)
@@ -169,7 +171,7 @@ def _correlate(
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
     LIMIT: tl.constexpr,
-) -> None:
+):
     """Correlations of several images with one filter, handed to `finish` plane by plane.
 
     `images` points to (slabs, IN, M, R, W) each, `weights` to (G, IN, KR, KX, KM, OUT) as `_weights` makes it,
@@ -242,7 +244,7 @@ def _correlate_pairs(
     KR: tl.constexpr,
     KX: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """What each tile of each chunk adds to `sum_q A_c(q) B_e(q + j)`, summed over pairs (A, B), for every tap j.
 
     `images` points to the A, (slabs, C, M, R, W) each, `partners` to the B, (slabs, E, M, R, W), `parts` to the output,
@@ -323,12 +325,11 @@ def lift(x: Tensor, filter: Tensor, groups: int) -> Lifted:
     """Chooses the march. For `x` (B, C, *S) and `filter` (C, e, *k)."""
     missing = (1,) * (5 - x.ndim)
     depth, height, width = (*missing, *x.shape[2:])
-    kernel = (*missing, *filter.shape[2:])
+    deep, high, wide = (*missing, *filter.shape[2:])
     channels, sources = x.shape[1] // groups, filter.shape[1]
-    if kernel[0] >= kernel[1]:
-        return Lifted(groups, channels, sources, 0, (depth, height, width), (height * width, width), kernel)
-    swapped = (kernel[1], kernel[0], kernel[2])
-    return Lifted(groups, channels, sources, 1, (height, depth, width), (width, height * width), swapped)
+    if deep >= high:
+        return Lifted(groups, channels, sources, 0, (depth, height, width), (height * width, width), (deep, high, wide))
+    return Lifted(groups, channels, sources, 1, (height, depth, width), (width, height * width), (high, deep, wide))
 
 
 class Tile(NamedTuple):
@@ -392,7 +393,7 @@ def _limit(tensor: Tensor) -> float:
     return 0.0 if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
 
 
-def _launch(kernel: Callable, lifted: Lifted, tile: Tile, programs: int, **arguments) -> None:
+def _launch(kernel: triton.JITFunction, lifted: Lifted, tile: Tile, programs: int, **arguments: object) -> None:
     """Launches `programs` for each tile of each chunk."""
     tiles, chunks = _grid(lifted, tile)
     kernel[(tiles * chunks * programs,)](
