@@ -30,7 +30,7 @@ THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 class BuildLibraries(build_ext):
     """Names them alike for every Python."""
 
-    def get_ext_filename(self, fullname):  # noqa: D102
+    def get_ext_filename(self, fullname) -> str:  # noqa: D102
         return f"{fullname.replace('.', '/')}.so"
 
 

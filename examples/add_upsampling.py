@@ -14,7 +14,7 @@ from nnunet_deconver.networks import UPSAMPLINGS, Component, PlainConvUNet
 class PixelShuffle(nn.Sequential):
     """A 1x1 convolution, whose channels become voxels."""
 
-    def __init__(self, in_channels, out_channels, stride):
+    def __init__(self, in_channels, out_channels, stride) -> None:
         positions = stride[0] * stride[1]
         super().__init__(nn.Conv2d(in_channels, out_channels * positions, 1), nn.PixelShuffle(stride[0]))
 

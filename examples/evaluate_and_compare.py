@@ -11,7 +11,7 @@ from nnunet_deconver.metrics.definitions import Settings
 from nnunet_deconver.metrics.evaluation import evaluate
 
 
-def main(labels: Path, predictions: list[Path], out: Path):
+def main(labels: Path, predictions: list[Path], out: Path) -> None:
     """Writes an evaluation of each folder of predictions, and their comparison, into `out`."""
     settings = Settings(tolerances=(1.0, 2.0), far=(5.0,))
     evaluations = []

@@ -12,7 +12,7 @@ from nnunet_deconver.figures.trained import components_of, learned_displacement
 from nnunet_deconver.models.trained_model import TrainedModel
 
 
-def main(folder: Path):
+def main(folder: Path) -> None:
     """Prints what the folder holds, and the displacements on a patch of noise."""
     model = TrainedModel.read(folder)
     network = model.load()

@@ -14,6 +14,6 @@ class ArgumentError(InputError):
         problem: what is wrong with that, and what to do.
     """
 
-    def __init__(self, argument: str, value: object, problem: str):
+    def __init__(self, argument: str, value: object, problem: str) -> None:
         super().__init__(f"{argument} {value}: {problem}")
         self.argument = argument

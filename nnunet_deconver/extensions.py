@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 GROUP = "nnunet_deconver"
 
 
-def load_extensions():
+def load_extensions() -> None:
     """Imports the modules that installed packages name; one that cannot be imported is told and left out."""
     for entry in entry_points(group=GROUP):
         try:

@@ -123,7 +123,7 @@ class EpochScheduler(LRScheduler):
         self.schedule = schedule
         super().__init__(optimizer)
 
-    def step(self, epoch: int | None = None):
+    def step(self, epoch: int | None = None) -> None:
         """Sets the rate of `epoch`; without one, that of the next."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         rate = self.learning_rate * self.schedule(self.last_epoch, self.num_epochs)

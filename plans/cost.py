@@ -203,14 +203,14 @@ def _level(name: str) -> int:
 class _FlopMeter:
     """Sums the FLOPs between the beginning and the end of modules."""
 
-    def __init__(self, counter: FlopCounterMode, modules: Sequence[nn.Module]):
+    def __init__(self, counter: FlopCounterMode, modules: Sequence[nn.Module]) -> None:
         self.flops = 0
         self._counter = counter
         for module in modules:
             module.register_forward_pre_hook(lambda *_: self._add(-1))
             module.register_forward_hook(lambda *_: self._add(1))
 
-    def _add(self, sign: int):
+    def _add(self, sign: int) -> None:
         self.flops += sign * self._counter.get_total_flops()
 
 

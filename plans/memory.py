@@ -155,7 +155,7 @@ class _Ledger(TorchDispatchMode):
             on channels-last copies of what they read and write, and our own.
     """
 
-    def __init__(self, workspace: bool):
+    def __init__(self, workspace: bool) -> None:
         super().__init__()
         self.alive = 0
         self.peak = 0
@@ -172,7 +172,7 @@ class _Ledger(TorchDispatchMode):
             self.peak = max(self.peak, self.alive + _WORKSPACES[function](function, args, out))
         return out
 
-    def add(self, tensors):
+    def add(self, tensors) -> None:
         """Counts the storages of tensors, in any nesting, that are not counted yet."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
@@ -183,7 +183,7 @@ class _Ledger(TorchDispatchMode):
                     weakref.finalize(storage, self._remove, storage.nbytes())
         self.peak = max(self.peak, self.alive)
 
-    def _remove(self, size: int):
+    def _remove(self, size: int) -> None:
         self.alive -= size
 
 
@@ -228,7 +228,7 @@ class _Kept:
         by: bytes by name of the group whose forward pass kept them first; "" outside of all groups.
     """
 
-    def __init__(self, own: Iterable[Tensor], groups: Mapping[str, Iterable[nn.Module]]):
+    def __init__(self, own: Iterable[Tensor], groups: Mapping[str, Iterable[nn.Module]]) -> None:
         self.by = Counter()
         # Storages are held while they are followed, so that none takes the place of an earlier one.
         self._known = {tensor.untyped_storage()._cdata: None for tensor in own}
@@ -253,7 +253,7 @@ class _Kept:
             handle.remove()
         self._known.clear()
 
-    def _set_current(self, name: str):
+    def _set_current(self, name: str) -> None:
         self._current = name
 
     def _pack(self, tensor: Tensor) -> Tensor:

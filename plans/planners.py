@@ -67,7 +67,7 @@ class PluginPlanner:
         plans_name: str | None = None,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
-    ):
+    ) -> None:
         plans_name = self.plans_name if plans_name is None else plans_name
         if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
             raise ValueError(
@@ -97,7 +97,7 @@ class PluginPlanner:
             self._memory[key] = self._count_memory(architecture, patch_size, batch_size)
         return self._memory[key]
 
-    def on_count(self):
+    def on_count(self) -> None:
         """Called for each training step counted; for showing progress."""
 
     def _count_memory(self, architecture: dict, patch_size, batch_size: int) -> TrainingMemory:
@@ -113,7 +113,7 @@ class PluginPlanner:
             build_optimizer=(self.recipe or usual_recipe(architecture)).build_optimizer,
         )
 
-    def save_plans(self, plans: dict):
+    def save_plans(self, plans: dict) -> None:
         """Writes the plans file; configurations of it that a person added stay, as in nnU-Net.
 
         Raises:
@@ -140,7 +140,7 @@ class PluginPlanner:
         with written_whole(path) as file:
             file.write(json.dumps(plans, indent=4))
 
-    def _share_preprocessed_data(self, plans: dict, folder: Path):
+    def _share_preprocessed_data(self, plans: dict, folder: Path) -> None:
         # A configuration that is preprocessed as that of the default plans uses the same data. Where those were never
         # made, they would come out as planned here, the low resolution aside, whose spacing depends on the patch.
         path = folder / f"{DEFAULT_PLANS}.json"
@@ -179,7 +179,7 @@ class MemoryPlanner(PluginPlanner):
     upsampling: dict | None = None
     segmentation_head: dict | None = None
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         UPSAMPLINGS.check(self.upsampling)
         SEGMENTATION_HEADS.check(self.segmentation_head)

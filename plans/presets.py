@@ -114,7 +114,7 @@ def preset_names() -> list[str]:
 _VALIDATOR = Draft202012Validator(json.loads((_FOLDER / "preset.schema.json").read_text()))
 
 
-def _check(preset: Preset):
+def _check(preset: Preset) -> None:
     """What a schema cannot say."""
     arch_kwargs = preset.architecture["arch_kwargs"] if preset.architecture else preset.planned
     UPSAMPLINGS.check(arch_kwargs.get("upsampling"))
@@ -171,7 +171,7 @@ class _ForPreset:
 
     preset: Preset
 
-    def save_plans(self, plans: dict):
+    def save_plans(self, plans: dict) -> None:
         """See `PluginPlanner`.
 
         Raises:
@@ -188,7 +188,7 @@ class _ForPreset:
 class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
     """Plans the network of a preset, whatever the dataset; patch and batch too, where the preset has them."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.lowres_creation_threshold = 0  # a preset is one configuration
 
@@ -216,7 +216,7 @@ class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
         plan = super().get_plans_for_configuration(spacing, *args, **kwargs)
         return plan | ({"batch_size": self.preset.batch_size} if self.preset.batch_size else {})
 
-    def save_plans(self, plans: dict):
+    def save_plans(self, plans: dict) -> None:
         """See `PluginPlanner`; of the configurations only the preset's stays."""
         plans["configurations"] = {
             name: entry for name, entry in plans["configurations"].items() if name == self.preset.configuration

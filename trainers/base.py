@@ -39,7 +39,7 @@ class ArchitectureTrainer(nnUNetTrainer):
         fold: int,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008
-    ):
+    ) -> None:
         # Before nnU-Net makes the first folder: a plan that does not fit must leave nothing behind.
         self.check_plans(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -62,7 +62,7 @@ class ArchitectureTrainer(nnUNetTrainer):
         return with_components(architecture, upsampling=cls.upsampling, segmentation_head=cls.segmentation_head)
 
     @classmethod
-    def check_plans(cls, plans: dict, configuration: str):
+    def check_plans(cls, plans: dict, configuration: str) -> None:
         """Builds the network of a configuration without memory and sends one patch through it.
 
         Raises:
@@ -91,7 +91,7 @@ class ArchitectureTrainer(nnUNetTrainer):
             deep_supervision=enable_deep_supervision,
         )
 
-    def initialize(self):
+    def initialize(self) -> None:
         """Initialises as nnU-Net does.
 
         Raises:

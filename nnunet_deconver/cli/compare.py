@@ -9,7 +9,7 @@ from nnunet_deconver.cli.tables import table
 from nnunet_deconver.errors import InputError
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `compare`."""
     parser = subparsers.add_parser(
         "compare",
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Compares, writes, draws and prints."""
     if len(args.models) < 2:
         raise InputError(f"{args.models[0]} alone cannot be compared; name at least two folders")

@@ -8,7 +8,7 @@ from nnunet_deconver.demo.output_folder import INTERMEDIATE
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `demo`."""
     parser = subparsers.add_parser(
         "demo",
@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Runs the demo."""
     require_nnunetv2()
     from nnunet_deconver.demo.run import run_demo

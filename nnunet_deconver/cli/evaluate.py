@@ -17,7 +17,7 @@ BRATS_CHALLENGES = ("GLI", "SSA", "PED", "MEN", "MET")
 SHORT_NAMES = {"absolute_relative_volume_difference": "|volume diff.|"}
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `evaluate`."""
     parser = subparsers.add_parser(
         "evaluate",

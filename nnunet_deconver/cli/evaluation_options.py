@@ -10,7 +10,7 @@ from nnunet_deconver.cli.tables import report_problems
 EVALUATIONS = "evaluations"
 
 
-def add_arguments(parser: argparse.ArgumentParser, number: str):
+def add_arguments(parser: argparse.ArgumentParser, number: str) -> None:
     """Adds what `metrics.comparison.read_evaluations` takes; `number` says how many folders there must be."""
     parser.add_argument(
         "models",
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, number: str):
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: from their folders")
 
 
-def report_evaluated(evaluations: Sequence, out: Path):
+def report_evaluated(evaluations: Sequence, out: Path) -> None:
     """Names on stderr the cases that could not be measured where a model was evaluated on the way."""
     for evaluation in evaluations:
         if evaluation.folder.parent == out / EVALUATIONS:

@@ -7,7 +7,7 @@ from nnunet_deconver.integration.installation import require_nnunetv2
 from nnunet_deconver.submission.targets import TARGETS
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `export-submission`."""
     parser = subparsers.add_parser(
         "export-submission",
@@ -77,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Exports the model and says what comes next."""
     require_nnunetv2()
     from nnunet_deconver.submission import export

@@ -12,7 +12,7 @@ from nnunet_deconver.integration.installation import require_nnunetv2
 PLANES = ("axial", "coronal", "sagittal")
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `figures`."""
     parser = subparsers.add_parser(
         "figures",

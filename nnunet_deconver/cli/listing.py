@@ -125,7 +125,7 @@ def preset_lines() -> list[str]:
     return [f"{p.name:<{width}}  {p.dimension}D  {p.title} [{p.source['network']}]" for p in presets]
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `list`."""
     parser = subparsers.add_parser(
         "list",
@@ -138,7 +138,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Prints the lists."""
     require_nnunetv2()
     for i, section in enumerate([args.what] if args.what else SECTIONS):

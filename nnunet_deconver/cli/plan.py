@@ -14,7 +14,7 @@ from nnunet_deconver.integration.datasets import dataset_name, variable_folder
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `plan`."""
     parser = subparsers.add_parser(
         "plan",
@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Plans the dataset and says what comes next."""
     require_nnunetv2()
     chosen = [args.backbone, args.upsampling, args.receptive_field, args.head, args.recipe]

@@ -6,7 +6,7 @@ from nnunet_deconver.integration.installation import nnunetv2_folders, require_n
 from nnunet_deconver.integration.registration import register, unregister
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommands `register` and `unregister`."""
     parser = subparsers.add_parser(
         "register",
@@ -23,7 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run_unregister)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Registers with the installed nnunetv2."""
     root = require_nnunetv2()
     written = register(root)
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace):
         print(f"already registered and up to date: nnunetv2 at {root}")
 
 
-def run_unregister(args: argparse.Namespace):
+def run_unregister(args: argparse.Namespace) -> None:
     """Unregisters from the installed nnunetv2, of whatever version."""
     removed = [path for root in nnunetv2_folders() for path in unregister(root)]
     for path in removed:

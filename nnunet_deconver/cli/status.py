@@ -154,7 +154,7 @@ def _variable(name: str, purpose: str) -> str:
     return f"{value} (no such folder: {', '.join(missing)})" if missing else value
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `status`."""
     parser = subparsers.add_parser(
         "status",

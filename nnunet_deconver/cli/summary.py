@@ -21,7 +21,7 @@ activations are not counted. Memory is that of a training step in mixed precisio
 the optimizer's state."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `summary`."""
     parser = subparsers.add_parser(
         "summary",
@@ -47,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Prints the summary."""
     from tqdm import tqdm
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace):
         print(f"\nwrote {args.plot}")
 
 
-def check(args: argparse.Namespace):
+def check(args: argparse.Namespace) -> None:
     """Raises InputError for options that cannot be, before anything is counted."""
     if args.plot is not None and args.plot.suffix not in (".png", ".svg", ".pdf"):
         raise InputError(f"--plot {args.plot}: must end in .png, .svg or .pdf")

@@ -5,7 +5,7 @@ import argparse
 from nnunet_deconver.integration.trainers import shim_folder
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `trainer-path`."""
     parser = subparsers.add_parser(
         "trainer-path",
@@ -16,6 +16,6 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Prints the folder and nothing else: shells capture it."""
     print(shim_folder())

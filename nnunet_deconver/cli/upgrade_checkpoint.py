@@ -7,7 +7,7 @@ from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 
-def add_parser(subparsers: argparse._SubParsersAction):
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `upgrade-checkpoint`."""
     parser = subparsers.add_parser(
         "upgrade-checkpoint",
@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction):
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace):
+def run(args: argparse.Namespace) -> None:
     """Upgrades the checkpoint."""
     require_nnunetv2()
     from nnunet_deconver.models.upgrade import upgrade_checkpoint

@@ -18,7 +18,7 @@ from nnunet_deconver.errors import InputError
 
 def run_command(
     command: list[str], environment: dict[str, str], log: Path, on_line: Callable[[str], None] | None = None
-):
+) -> None:
     """Runs a command of nnU-Net's, with its output in a log.
 
     Args:
@@ -76,7 +76,7 @@ def run_command(
 def _ending_with_this_block(process: subprocess.Popen):
     """Ends the process group that the process leads, whichever way the block is left: Ctrl-C and kill included."""
 
-    def terminated(*_):
+    def terminated(*_) -> None:
         sys.exit(128 + signal.SIGTERM)
 
     handler = signal.signal(signal.SIGTERM, terminated)

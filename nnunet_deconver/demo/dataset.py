@@ -31,7 +31,7 @@ class Dataset:
     training: dict[str, tuple[list[Path], Path]]
     held_out: dict[str, tuple[list[Path], Path]]
 
-    def link(self, folder: Path):
+    def link(self, folder: Path) -> None:
         """Makes a raw dataset of links, or copies where the system has none, with the held-out cases as test cases."""
         ending = self.description["file_ending"]
         for split, cases in (("Tr", self.training), ("Ts", self.held_out)):
@@ -56,7 +56,7 @@ class Dataset:
         (folder / "dataset.json").write_text(json.dumps(description, indent=2))
 
 
-def _link(source: Path, target: Path):
+def _link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source.resolve())
     except OSError:
@@ -155,7 +155,7 @@ class RawData:
         folder: its folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name
         self.number = str(int(folder.name[7:10]))

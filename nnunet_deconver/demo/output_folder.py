@@ -12,7 +12,7 @@ INTERMEDIATE = ("raw", "preprocessed", "results", "predictions")
 OUTPUTS = (*INTERMEDIATE, LOG, PICTURE, TABLE, MODEL, MARKER)
 
 
-def check_output(out: Path, overwrite: bool, dataset: Path | None):
+def check_output(out: Path, overwrite: bool, dataset: Path | None) -> None:
     """Refuses an output folder in which something of the user's could be lost.
 
     Raises:
@@ -33,7 +33,7 @@ def check_output(out: Path, overwrite: bool, dataset: Path | None):
         )
 
 
-def prepare_output(out: Path):
+def prepare_output(out: Path) -> None:
     """Makes the output folder, without anything of a former demo."""
     try:
         out.mkdir(parents=True, exist_ok=True)

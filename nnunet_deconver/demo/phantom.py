@@ -18,7 +18,7 @@ SPACING_MM = 2.0
 FEWEST_VOXELS, MOST_VOXELS = 40, 48  # along an axis
 
 
-def write_dataset(folder: Path, *, training: int, held_out: int, seed: int = 0):
+def write_dataset(folder: Path, *, training: int, held_out: int, seed: int = 0) -> None:
     """Writes the dataset: imagesTr, labelsTr, imagesTs, labelsTs and dataset.json.
 
     Args:
@@ -66,7 +66,7 @@ def make_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
         z, y, x = (axis - c for axis, c in zip(grid, center, strict=True))
         return (np.hypot(y, x) - radius) ** 2 + z**2 < thickness**2
 
-    def paint(mask, intensity, label):
+    def paint(mask, intensity, label) -> None:
         tissue[mask] = intensity + rng.normal(0, 0.02)
         labels[mask] = label
 
@@ -107,7 +107,7 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float
     return noise / noise.std()
 
 
-def _write(array: np.ndarray, path: Path):
+def _write(array: np.ndarray, path: Path) -> None:
     image = sitk.GetImageFromArray(array)
     image.SetSpacing((SPACING_MM,) * 3)
     sitk.WriteImage(image, str(path), True)

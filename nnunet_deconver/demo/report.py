@@ -24,7 +24,7 @@ def format_table(dice: Dice, baseline: Dice) -> str:
     return "\n".join(lines)
 
 
-def write_table(path: Path, dice: Dice, baseline: Dice):
+def write_table(path: Path, dice: Dice, baseline: Dice) -> None:
     """Writes the table of Dice as CSV, the prediction's Dice of each case included."""
     cases = list(next(iter(dice.values())))
     with path.open("w", newline="") as file:
@@ -35,7 +35,7 @@ def write_table(path: Path, dice: Dice, baseline: Dice):
             writer.writerow([name, *(f"{value:.4f}" for value in (*means, *each))])
 
 
-def draw_held_out(data: RawData, predictions: Path, dice: Dice, path: Path, title: str):
+def draw_held_out(data: RawData, predictions: Path, dice: Dice, path: Path, title: str) -> None:
     """Draws the best, the median and the worst held-out case.
 
     Args:

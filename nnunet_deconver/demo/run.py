@@ -42,7 +42,7 @@ def run_demo(
     device: str | None = None,
     overwrite: bool = False,
     keep: bool = False,
-):
+) -> None:
     """Trains, predicts, measures and draws, telling what it does; `nnunet-deconver demo`, whose options these are.
 
     Args:
@@ -116,7 +116,7 @@ def choose_device(requested: str | None) -> str:
     return requested
 
 
-def check_trainer(name: str):
+def check_trainer(name: str) -> None:
     """Looks for a trainer of this package, or any that nnU-Net finds.
 
     Raises:

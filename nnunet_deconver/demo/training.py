@@ -50,7 +50,7 @@ def train_and_predict(data: RawData, out: Path, trainer: str, device: str) -> Pa
         print(f"export {name}={shlex.quote(str(value))}")
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}, "PYTHONUNBUFFERED": "1"}
 
-    def nnunet(*command, on_line=None):
+    def nnunet(*command, on_line=None) -> None:
         run_command([str(word) for word in command], environment, out / LOG, on_line)
 
     configuration = "2d" if data.is_2d else "3d_fullres"
@@ -81,7 +81,7 @@ class TrainingBar:
         debug_file: the file in which nnU-Net writes the training's settings down before the first epoch.
     """
 
-    def __init__(self, debug_file: Path):
+    def __init__(self, debug_file: Path) -> None:
         self.debug_file = debug_file
         self.bar = None
 

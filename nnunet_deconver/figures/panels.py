@@ -261,7 +261,7 @@ class _Picture:
     height: float
     text: str = ""
 
-    def draw(self, axes):
+    def draw(self, axes) -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         if self.pixels is None:

@@ -192,7 +192,7 @@ def draw_training(runs: Mapping[str, Sequence[Curves]], path: Path) -> list[Path
 
 
 @styled
-def draw_networks(costs: Mapping[str, "NetworkCost"], path: Path):
+def draw_networks(costs: Mapping[str, "NetworkCost"], path: Path) -> None:
     """Draws networks as points: parameters across, FLOPs per voxel up, the area of a point its training memory.
 
     Args:
@@ -227,7 +227,7 @@ def draw_networks(costs: Mapping[str, "NetworkCost"], path: Path):
     save(figure, path.with_suffix(""), [path.suffix[1:]])
 
 
-def _draw_box(panel, values: np.ndarray, row: int):
+def _draw_box(panel, values: np.ndarray, row: int) -> None:
     """Tukey's box: quartiles, the median, whiskers to the last values within 1.5 times the quartiles' distance."""
     low, median, high = np.percentile(values, [25, 50, 75])
     reach = 1.5 * (high - low)

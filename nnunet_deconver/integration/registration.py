@@ -117,7 +117,7 @@ def unregister(root: Path) -> list[Path]:
     return removed
 
 
-def _remove_empty_folders(folder: Path, root: Path):
+def _remove_empty_folders(folder: Path, root: Path) -> None:
     # If nnunetv2 was uninstalled before us, its folders were kept for our file's sake, and Python would go on taking
     # them for a package. In an installed nnunetv2 none of them is empty.
     with suppress(OSError):

@@ -1,18 +1,54 @@
 """What several layers need: convolutions by the number of spatial axes, strides, sizes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED_CONVOLUTIONS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TransposedConvolution: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+# Of any number of axes, each with sizes of its own: PyTorch types each class for one number only.
+CONVOLUTIONS: dict[int, Callable[..., Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_CONVOLUTIONS: dict[int, Callable[..., TransposedConvolution]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 
 
-def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
+@runtime_checkable
+class CountsFeatures(Protocol):
+    """A module that counts the elements of its convolutions' outputs, for nnU-Net's planners."""
+
+    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
+        """Elements of all convolution outputs for one image whose features have `input_size` voxels here."""
+        ...
+
+
+@runtime_checkable
+class ChecksDevice(Protocol):
+    """A module that cannot be trained on every device."""
+
+    def check_device(self, device: torch.device | str) -> None:
+        """Raises ValueError if this module cannot be trained on a device; to be called before training."""
+        ...
+
+
+@runtime_checkable
+class ResetsParameters(Protocol):
+    """A module that draws its own parameters anew, as PyTorch's do."""
+
+    def reset_parameters(self) -> None:
+        """Restores the start."""
+        ...
+
+
+def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence[int]) -> TransposedConvolution:
     """PyTorch's transposed convolution with kernel = stride and a bias."""
     return TRANSPOSED_CONVOLUTIONS[len(stride)](in_channels, out_channels, stride, stride)
 
@@ -46,7 +82,7 @@ def check_stride(stride: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(s) for s in stride)
 
 
-def check_input(x: Tensor, rank: int):
+def check_input(x: Tensor, rank: int) -> None:
     """Raises ValueError unless a tensor has the batch, channel and spatial axes of a layer of `rank`."""
     if x.ndim != rank + 2:
         raise ValueError(f"x must be (B, C, *S) with {rank} spatial axes, got shape {tuple(x.shape)}")

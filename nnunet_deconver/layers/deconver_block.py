@@ -35,7 +35,7 @@ class DeconvMixer(nn.Module):
         iterations: int = 1,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.ndc = NonnegativeDeconvolution(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         convolution = CONVOLUTIONS[len(kernel_size)]
@@ -56,24 +56,26 @@ class PointwiseMLP(nn.Sequential):
         rank: number of spatial axes.
     """
 
-    def __init__(self, channels: int, hidden: int, rank: int):
+    def __init__(self, channels: int, hidden: int, rank: int) -> None:
         convolution = CONVOLUTIONS[rank]
         super().__init__(convolution(channels, hidden, 1), nn.GELU(), convolution(hidden, channels, 1))
+        self.channels = channels
+        self.hidden = hidden
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        if not policy(x).in_chunks:
-            return super().forward(x)
-        check_not_empty(x)
-        first, activation, last = self
-        parameters = first.weight, first.bias, last.weight, last.bias
+        if not policy(input).in_chunks:
+            return super().forward(input)
+        check_not_empty(input)
+        activation = self[1]
+        parameters = weight_in, bias_in, weight_out, bias_out = tuple(self.parameters())
 
         def of_voxels(rows: Tensor) -> Tensor:
-            hidden = activation(pointwise(rows, first.weight.flatten(1), first.bias))
-            return pointwise(hidden, last.weight.flatten(1), last.bias)
+            hidden = activation(pointwise(rows, weight_in.flatten(1), bias_in))
+            return pointwise(hidden, weight_out.flatten(1), bias_out)
 
-        voxels = x.movedim(1, -1)
-        expansion = first.out_channels / first.in_channels
+        voxels = input.movedim(1, -1)
+        expansion = self.hidden / self.channels
         return (
             in_chunks(of_voxels, voxels.flatten(0, -2), parameters, expansion=expansion)
             .view(voxels.shape)
@@ -109,7 +111,7 @@ class DeconverBlock(nn.Module):
         mlp_ratio: float = 4,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.mixer = DeconvMixer(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         hidden = round(channels * mlp_ratio)
@@ -129,7 +131,7 @@ class DeconverBlock(nn.Module):
         channels, sources = self.mixer.ndc.channels, self.mixer.ndc.source_channels
         # projection in, source, numerator, (reconstruction, denominator) per iteration, projection out
         mixer = 2 * channels + 2 * sources + self.mixer.ndc.iterations * (channels + sources)
-        return mixer + self.mlp[0].out_channels + channels
+        return mixer + self.mlp.hidden + channels
 
 
 def _add(x: Tensor, norm: nn.Module, function: nn.Module) -> Tensor:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from nnunet_deconver.layers.common import (
     CONVOLUTIONS,
+    ChecksDevice,
+    CountsFeatures,
+    TransposedConvolution,
     at_least_float32,
     check_input,
     check_stride,
@@ -74,7 +77,7 @@ class DeformableTransposedConvolution(nn.Module):
         receptive_field: float = 2.0,
         tanh: bool = True,
         weighting: str | None = "sigmoid",
-    ):
+    ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
         self.rank = len(self.stride)
@@ -85,6 +88,7 @@ class DeformableTransposedConvolution(nn.Module):
             raise ValueError(f"weighting must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}")
         self.tanh = tanh
         self.weighting = weighting
+        self.base: nn.Module
         if isinstance(base, nn.Module):
             self.base = base
         elif isinstance(base, str) and base in BASES:
@@ -96,15 +100,15 @@ class DeformableTransposedConvolution(nn.Module):
         self.offset = transposed_convolution(in_channels, components, self.stride)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Restores the start: zero offsets, PyTorch's own 1x1 convolution. The base keeps what it has."""
         self.projection.reset_parameters()
         nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
         if self.weighting == "linear":
-            nn.init.constant_(self.offset.bias[self.rank :], 0.5)
+            nn.init.constant_(self.offset.get_parameter("bias")[self.rank :], 0.5)
 
-    def start_as(self, plain: nn.Module):
+    def start_as(self, plain: TransposedConvolution) -> None:
         """Makes the layer a transposed convolution with kernel = stride, exactly; sampled features come in from zero.
 
         Args:
@@ -112,9 +116,9 @@ class DeformableTransposedConvolution(nn.Module):
         """
         self.base.load_state_dict(plain.state_dict(), strict=plain.bias is not None)
         if plain.bias is None:
-            nn.init.zeros_(self.base.bias)
+            nn.init.zeros_(self.base.get_parameter("bias"))
         nn.init.zeros_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        nn.init.zeros_(self.projection.get_parameter("bias"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in_channels, *S) to (B, out_channels, *T) with T = S * stride per axis.
@@ -162,17 +166,17 @@ class DeformableTransposedConvolution(nn.Module):
         A base that cannot count its own counts as one convolution with its output.
         """
         output_voxels = upsampled_voxels(input_size, self.stride)
-        if hasattr(self.base, "compute_conv_feature_map_size"):
+        if isinstance(self.base, CountsFeatures):
             base = self.base.compute_conv_feature_map_size(input_size)
         else:
             base = np.int64(self.out_channels) * output_voxels
         projection = np.int64(self.out_channels) * np.prod(input_size, dtype=np.int64)
         return base + projection + np.int64(self.offset.out_channels) * output_voxels
 
-    def check_device(self, device: torch.device | str):
+    def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device; to be called before training."""
         check_sampling_device(device, self.rank)
-        if hasattr(self.base, "check_device"):
+        if isinstance(self.base, ChecksDevice):
             self.base.check_device(device)
 
     def extra_repr(self) -> str:  # noqa: D102

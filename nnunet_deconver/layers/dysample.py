@@ -62,7 +62,7 @@ class DySample(nn.Module):
         groups: int = 4,
         style: str = "lp",
         dynamic_scope: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
         self.rank = len(self.stride)
@@ -86,10 +86,10 @@ class DySample(nn.Module):
         self.scope = CONVOLUTIONS[self.rank](*sizes, 1, bias=False) if dynamic_scope else None
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Restores the paper's start: almost no offset, and a dynamic scope of 0.25."""
         nn.init.normal_(self.offset.weight, std=0.001)
-        nn.init.zeros_(self.offset.bias)
+        nn.init.zeros_(self.offset.get_parameter("bias"))
         if self.scope is not None:
             nn.init.zeros_(self.scope.weight)
 
@@ -124,7 +124,7 @@ class DySample(nn.Module):
         convolutions = 2 if self.dynamic_scope else 1
         return np.int64(convolutions * self.groups * self.rank) * upsampled_voxels(input_size, self.stride)
 
-    def check_device(self, device: torch.device | str):
+    def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device."""
         check_sampling_device(device, self.rank)
 
@@ -161,7 +161,7 @@ class DySampleUpsampling(nn.Module):
         groups: int = 4,
         style: str = "lp",
         dynamic_scope: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         self.sample = DySample(in_channels, stride, groups=groups, style=style, dynamic_scope=dynamic_scope)
         self.projection = CONVOLUTIONS[len(self.sample.stride)](in_channels, out_channels, 1)
@@ -175,6 +175,6 @@ class DySampleUpsampling(nn.Module):
         projected = np.int64(self.projection.out_channels) * upsampled_voxels(input_size, self.sample.stride)
         return self.sample.compute_conv_feature_map_size(input_size) + projected
 
-    def check_device(self, device: torch.device | str):
+    def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device."""
         self.sample.check_device(device)

@@ -15,7 +15,10 @@ class InstanceNorm(nn.Module):
         eps: added to the variance.
     """
 
-    def __init__(self, channels: int | None = None, eps: float = 1e-5):
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, channels: int | None = None, eps: float = 1e-5) -> None:
         super().__init__()
         self.channels = channels
         self.eps = eps
@@ -23,22 +26,22 @@ class InstanceNorm(nn.Module):
             self.register_parameter(name, None if channels is None else nn.Parameter(torch.empty(channels)))
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Restores scale 1 and shift 0."""
-        if self.channels is not None:
+        if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S): over S zero mean and unit variance, then scale and shift."""
-        scale = self.weight, self.bias
-        if not len(x) and self.channels is not None:
+        weight, bias = self.weight, self.bias
+        if not len(x) and weight is not None and bias is not None:
             # PyTorch's own fails; as here, gradients of scale and shift are zero.
-            return x * self.weight.sum() + self.bias.sum()
+            return x * weight.sum() + bias.sum()
         if not policy(x).channels_last or not len(x):
-            return F.instance_norm(x, None, None, *scale, eps=self.eps)
+            return F.instance_norm(x, None, None, weight, bias, eps=self.eps)
         # PyTorch's own brings channels that lie side by side into another order; batches of one image stay as they are.
-        images = [F.batch_norm(image, None, None, *scale, training=True, eps=self.eps) for image in x.split(1)]
+        images = [F.batch_norm(image, None, None, weight, bias, training=True, eps=self.eps) for image in x.split(1)]
         return torch.cat(images)
 
     def extra_repr(self) -> str:  # noqa: D102

@@ -27,7 +27,7 @@ class LinearUpsampling(nn.Module):
         ValueError: for strides that are not positive whole numbers.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
         super().__init__()
         self.stride = check_stride(stride)
         self.rank = len(self.stride)
@@ -43,7 +43,7 @@ class LinearUpsampling(nn.Module):
         """Elements of all convolution outputs for one image whose features have `input_size` voxels here."""
         return np.int64(self.projection.out_channels) * upsampled_voxels(input_size, [1] * self.rank)
 
-    def check_device(self, device: torch.device | str):
+    def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device."""
         mode = INTERPOLATIONS[self.rank]
         check_device(device, self.rank, f"{mode} interpolation", lambda x: F.interpolate(x, scale_factor=2, mode=mode))

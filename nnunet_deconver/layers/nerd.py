@@ -19,15 +19,19 @@ Deviations from the paper:
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.common import CONVOLUTIONS, voxels
+from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution, voxels
 from nnunet_deconver.ops.common import check_not_empty
 from nnunet_deconver.ops.nerd import SLOPE
 from nnunet_deconver.ops.nerd_chunked import nerd_classification, nerd_normalisation, position_code
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _PositionHead(nn.Module):
@@ -49,31 +53,31 @@ class _PositionHead(nn.Module):
         map_bias: bool,
         hidden_channels: int,
         hidden_layers: int,
-    ):
+    ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.spatial_dims = spatial_dims
         # A convolution, so that every network draws it as it draws its plain heads.
         self.classifier = CONVOLUTIONS[spatial_dims](in_channels, num_classes, 1, bias=bias)
-        hidden = []
+        hidden: list[nn.Module] = []
         for layer in range(hidden_layers):
             width = hidden_channels if layer else 2 * spatial_dims
             hidden += [nn.Linear(width, hidden_channels), nn.LeakyReLU(SLOPE)]
         self.mlp = nn.Sequential(*hidden, nn.Linear(hidden_channels, map_channels, bias=map_bias))
-        self._kept = None
+        self._kept: tuple[tuple[torch.Size, torch.dtype, torch.device], Tensor, Tensor] | None = None
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Makes the head the plain classifier; that and the hidden layers keep what was drawn for them."""
         for parameter in self.mlp[-1].parameters():
             nn.init.zeros_(parameter)
 
-    def start_as(self, plain: nn.Module):
+    def start_as(self, plain: Convolution) -> None:
         """Makes the head a 1x1 convolution, exactly; see `load_plain_head`."""
         self.load_plain_head(plain.weight, plain.bias)
 
-    def load_plain_head(self, weight: Tensor, bias: Tensor | None = None):
+    def load_plain_head(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Makes the head the 1x1 convolution with this weight and bias, exactly.
 
         Args:
@@ -133,15 +137,15 @@ class _PositionHead(nn.Module):
         self._kept = (case, numbers, code)
         return code
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "Self":
         self._kept = None
         return super().train(mode)
 
-    def _apply(self, *args, **kwargs):
+    def _apply(self, *args: Any, **kwargs: Any) -> "Self":
         self._kept = None
         return super()._apply(*args, **kwargs)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
 
     def extra_repr(self) -> str:
@@ -175,7 +179,7 @@ class NeRDm(_PositionHead):
         bias: bool = False,
         hidden_channels: int = 32,
         hidden_layers: int = 2,
-    ):
+    ) -> None:
         _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers)
         super().__init__(
             in_channels,
@@ -195,10 +199,10 @@ class NeRDm(_PositionHead):
             ValueError: if x has other channels or spatial axes than the head, or no voxels.
         """
         x = self._prepared(x)
-        last = self.mlp[-1]
-        scale, shift = last.bias.chunk(2)
+        weight, bias = self.mlp[-1].parameters()
+        scale, shift = bias.chunk(2)
         constant = torch.cat((scale + 1, shift))
-        return self.classifier(nerd_normalisation(x, self._hidden_layers(), last.weight, constant, code=self._code(x)))
+        return self.classifier(nerd_normalisation(x, self._hidden_layers(), weight, constant, code=self._code(x)))
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of the normalised features and the logits for one image of `input_size` voxels.
@@ -238,7 +242,7 @@ class NeRDc(_PositionHead):
         bias: bool = True,
         hidden_channels: int = 32,
         hidden_layers: int = 2,
-    ):
+    ) -> None:
         _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers)
         super().__init__(
             in_channels,
@@ -258,10 +262,9 @@ class NeRDc(_PositionHead):
             ValueError: if x has other channels or spatial axes than the head, or no voxels.
         """
         x = self._prepared(x)
+        (weight,) = self.mlp[-1].parameters()
         constant = torch.cat([parameter.flatten() for parameter in self.classifier.parameters()])
-        return nerd_classification(
-            x, self._hidden_layers(), self.mlp[-1].weight, constant, self.num_classes, code=self._code(x)
-        )
+        return nerd_classification(x, self._hidden_layers(), weight, constant, self.num_classes, code=self._code(x))
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of the logits for one image of `input_size` voxels.
@@ -274,7 +277,9 @@ class NeRDc(_PositionHead):
         return np.int64(self.num_classes) * voxels(input_size, self.spatial_dims)
 
 
-def _check_arguments(in_channels, num_classes, spatial_dims, hidden_channels, hidden_layers):
+def _check_arguments(
+    in_channels: int, num_classes: int, spatial_dims: int, hidden_channels: int, hidden_layers: int
+) -> None:
     if spatial_dims not in CONVOLUTIONS:
         raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")
     for name, value in (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.common import CONVOLUTIONS
+from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution
 from nnunet_deconver.ops import nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.backends import check_backend, fuses_projections
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
@@ -52,7 +52,7 @@ class NonnegativeDeconvolution(nn.Module):
         eps: float = 1e-8,
         *,
         backend: str | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if not isinstance(kernel_size, Sequence) or len(kernel_size) not in CONVOLUTIONS:
             raise ValueError(
@@ -82,7 +82,7 @@ class NonnegativeDeconvolution(nn.Module):
         self.source = CONVOLUTIONS[len(kernel_size)](channels, source_channels, 1)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
         nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
 
@@ -107,7 +107,7 @@ class NonnegativeDeconvolution(nn.Module):
             backend=self.backend,
         )
 
-    def project(self, x: Tensor, projection: nn.Module) -> Tensor:
+    def project(self, x: Tensor, projection: Convolution) -> Tensor:
         """`projection(self(x))`, where it is faster without ever having the whole source in memory.
 
         Args:
@@ -125,8 +125,10 @@ class NonnegativeDeconvolution(nn.Module):
         return fuses_projections(x, self.source.weight, self.filter, self.groups, self.iterations, self.backend)
 
     def _fused(self, x: Tensor, out_weight: Tensor | None, out_bias: Tensor | None) -> Tensor:
-        weight, bias = self.source.weight.flatten(1), self.source.bias
-        return projected_deconvolution(x, weight, bias, torch.relu(self.filter), out_weight, out_bias, eps=self.eps)
+        weight, bias = self.source.parameters()
+        return projected_deconvolution(
+            x, weight.flatten(1), bias, torch.relu(self.filter), out_weight, out_bias, eps=self.eps
+        )
 
     def extra_repr(self) -> str:  # noqa: D102
         return (

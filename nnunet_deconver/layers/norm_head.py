@@ -25,7 +25,7 @@ class NormHead(nn.Module):
         ValueError: for another number of axes.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, spatial_dims: int):
+    def __init__(self, in_channels: int, num_classes: int, spatial_dims: int) -> None:
         super().__init__()
         if spatial_dims not in CONVOLUTIONS:
             raise ValueError(f"spatial_dims must be 1, 2 or 3, got {spatial_dims!r}")

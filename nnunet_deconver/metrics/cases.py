@@ -349,7 +349,7 @@ def _read(path: Path, role: str, dataset: DatasetLabels) -> tuple[np.ndarray, di
     return labels, properties
 
 
-def _check_labels(labels: np.ndarray, role: str, allowed: set[int]):
+def _check_labels(labels: np.ndarray, role: str, allowed: set[int]) -> None:
     unknown = sorted({int(label) for label in np.unique(labels)} - allowed)
     if unknown:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
@@ -362,7 +362,7 @@ def _file_rank(properties: dict) -> int:
     return 3  # the other readers know one rank
 
 
-def _check_grid(shape: tuple[int, ...], reference: dict, prediction: dict):
+def _check_grid(shape: tuple[int, ...], reference: dict, prediction: dict) -> None:
     """Raises CaseError if two files of one shape put a corner of the image at different places."""
     corners = np.array(np.meshgrid(*[(0, length - 1) for length in shape], indexing="ij")).reshape(3, -1)
     places = [matrix[:, :3] @ corners + matrix[:, 3:] for matrix in map(_voxels_to_world, (reference, prediction))]

@@ -70,7 +70,7 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator else math.nan
 
 
-def check_masks(reference: np.ndarray, prediction: np.ndarray):
+def check_masks(reference: np.ndarray, prediction: np.ndarray) -> None:
     """Raises ValueError unless both are masks of one shape."""
     for name, mask in (("reference", reference), ("prediction", prediction)):
         if mask.dtype != bool:

@@ -52,7 +52,7 @@ def find_checkpoint(model: Path, fold: str = "fold_*") -> Path:
     raise InputError(f"{model / fold}: has no checkpoint ({', '.join(CHECKPOINTS)})")
 
 
-def load_weights(network, checkpoint: Path):
+def load_weights(network, checkpoint: Path) -> None:
     """Gives a network a checkpoint's weights.
 
     Raises:

@@ -43,7 +43,7 @@ def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = Non
     return write_model(upgraded, plans, source, out)
 
 
-def check_choice(upsampling: dict | None, head: dict | None):
+def check_choice(upsampling: dict | None, head: dict | None) -> None:
     """Raises InputError if nothing is chosen, or something that cannot start as what it replaces."""
     if upsampling is None and head is None:
         raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
@@ -103,7 +103,7 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
     }, plans
 
 
-def check_same_function(stock, network, channels: int, patch_size: list[int]):
+def check_same_function(stock, network, channels: int, patch_size: list[int]) -> None:
     """Raises InputError unless two networks compute the same on an image of about half the patch's extent."""
     strides = [math.prod(axis) for axis in zip(*stock.encoder.strides, strict=True)]
     # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
@@ -117,7 +117,7 @@ def check_same_function(stock, network, channels: int, patch_size: list[int]):
         )
 
 
-def transfer(stock, network):
+def transfer(stock, network) -> None:
     """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
 
     Args:

@@ -6,6 +6,7 @@ name and its keyword arguments, of which some are dotted names themselves.
 
 import pydoc
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -124,7 +125,7 @@ def build_network(architecture: dict, input_channels: int, num_classes: int, *, 
     return network
 
 
-def _locate(name: str):
+def _locate(name: str) -> Any:
     located = pydoc.locate(name)
     if located is None:
         raise ValueError(f"the plans name {name}, which cannot be imported here")

@@ -12,9 +12,11 @@ given one: it then computes what the layer it replaces did.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from nnunet_deconver.layers import (
     DeformableTransposedConvolution,
@@ -24,6 +26,7 @@ from nnunet_deconver.layers import (
     NeRDm,
     NormHead,
 )
+from nnunet_deconver.layers.common import CountsFeatures
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Components:
         choices: by name.
     """
 
-    def __init__(self, argument: str, default: str, plain: str, choices: dict[str, Component]):
+    def __init__(self, argument: str, default: str, plain: str, choices: dict[str, Component]) -> None:
         self.argument = argument
         self.default = default
         self.plain = plain
@@ -74,7 +77,7 @@ class Components:
         """Whether an entry leaves the backbone as it is."""
         return entry is None or entry == {"name": self.default}
 
-    def check(self, entry: dict | None):
+    def check(self, entry: dict | None) -> None:
         """Raises ValueError unless `entry` is None or names a choice, with options it has."""
         if self.is_default(entry):
             return
@@ -89,7 +92,7 @@ class Components:
             allowed = f"it has {', '.join(options)}" if options else "it has none"
             raise ValueError(f"{self.argument} {entry['name']!r} has no option {', '.join(unknown)}; {allowed}")
 
-    def check_can_start(self, entry: dict):
+    def check_can_start(self, entry: dict) -> None:
         """Raises ValueError unless a checked entry names what can start as the plain layer."""
         able = [name for name, component in self.choices.items() if component.can_start_as_plain]
         if entry["name"] not in able:
@@ -99,7 +102,7 @@ class Components:
         """A checked entry with the options that taking over a plain layer needs."""
         return {**entry, **self.choices[entry["name"]].start_options}
 
-    def build(self, entry: dict, *arguments) -> nn.Module:
+    def build(self, entry: dict, *arguments: object) -> nn.Module:
         """Constructs what a checked entry, not the default one, names."""
         return self.choices[entry["name"]].module(*arguments, **{k: v for k, v in entry.items() if k != "name"})
 
@@ -136,11 +139,25 @@ SEGMENTATION_HEADS = Components(
 )
 
 
-def replace_components(decoder: nn.Module, upsampling: dict | None, segmentation_head: dict | None):
+class Decoder(Protocol):
+    """What nnU-Net's decoders have, lowest resolution first.
+
+    Attributes:
+        transpconvs: upsamplings.
+        seg_layers: segmentation heads.
+        deep_supervision: whether all of these run.
+    """
+
+    transpconvs: nn.ModuleList
+    seg_layers: nn.ModuleList
+    deep_supervision: bool
+
+
+def replace_components(decoder: Decoder, upsampling: dict | None, segmentation_head: dict | None) -> None:
     """Puts the chosen upsamplings and heads in the place of a decoder's own, which keep their shapes and names.
 
     Args:
-        decoder: with nnU-Net's `transpconvs` and `seg_layers`.
+        decoder: with its own layers.
         upsampling: entry; None leaves the transposed convolutions.
         segmentation_head: entry; None leaves the 1x1 convolutions.
 
@@ -149,18 +166,20 @@ def replace_components(decoder: nn.Module, upsampling: dict | None, segmentation
     """
     UPSAMPLINGS.check(upsampling)
     SEGMENTATION_HEADS.check(segmentation_head)
-    if not UPSAMPLINGS.is_default(upsampling):
+    if upsampling is not None and not UPSAMPLINGS.is_default(upsampling):
         for i, layer in enumerate(decoder.transpconvs):
+            assert isinstance(layer, _ConvNd)
             decoder.transpconvs[i] = UPSAMPLINGS.build(upsampling, layer.in_channels, layer.out_channels, layer.stride)
-    if not SEGMENTATION_HEADS.is_default(segmentation_head):
+    if segmentation_head is not None and not SEGMENTATION_HEADS.is_default(segmentation_head):
         for i, layer in enumerate(decoder.seg_layers):
+            assert isinstance(layer, _ConvNd)
             decoder.seg_layers[i] = SEGMENTATION_HEADS.build(
                 segmentation_head, layer.in_channels, layer.out_channels, len(layer.kernel_size)
             )
 
 
 def components_feature_map_size(
-    decoder: nn.Module, sizes: Sequence[Sequence[int]], features: Sequence[int], num_classes: int
+    decoder: Decoder, sizes: Sequence[Sequence[int]], features: Sequence[int], num_classes: int
 ) -> np.int64:
     """Elements of convolution outputs that the components add to what the backbone's own layers would make.
 
@@ -174,17 +193,17 @@ def components_feature_map_size(
     for i, (upsampling, head) in enumerate(zip(decoder.transpconvs, decoder.seg_layers, strict=True)):
         level = len(decoder.seg_layers) - 1 - i
         voxels = np.prod(sizes[level], dtype=np.int64)
-        if hasattr(upsampling, "compute_conv_feature_map_size"):
+        if isinstance(upsampling, CountsFeatures):
             total += upsampling.compute_conv_feature_map_size(sizes[level + 1]) - features[level] * voxels
-        if hasattr(head, "compute_conv_feature_map_size") and (decoder.deep_supervision or level == 0):
+        if isinstance(head, CountsFeatures) and (decoder.deep_supervision or level == 0):
             total += head.compute_conv_feature_map_size(sizes[level]) - num_classes * voxels
     return total
 
 
 def sizes_per_stage(input_size: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
     """Spatial size of each stage's features, highest resolution first."""
-    sizes, size = [], input_size
+    sizes: list[list[int]] = []
     for stride in strides:
-        size = [s // t for s, t in zip(size, stride, strict=True)]
-        sizes.append(size)
+        size = sizes[-1] if sizes else input_size
+        sizes.append([s // t for s, t in zip(size, stride, strict=True)])
     return sizes

@@ -5,16 +5,15 @@ stage has a segmentation head, of which all run under deep supervision and the l
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from nnunet_deconver.layers import DeconverBlock
-from nnunet_deconver.layers.common import CONVOLUTIONS, transposed_convolution
+from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution, ResetsParameters, transposed_convolution
 from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
 from nnunet_deconver.ops import fast_layout
 
@@ -70,7 +69,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         input_channels: int,
         n_stages: int,
         features_per_stage: int | Sequence[int],
-        conv_op: type[_ConvNd],
+        conv_op: type[Convolution],
         kernel_sizes: int | Sequence[int | Sequence[int]],
         strides: int | Sequence[int | Sequence[int]],
         num_classes: int,
@@ -85,20 +84,21 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         backend: str | None = None,
         upsampling: dict | None = None,
         segmentation_head: dict | None = None,
-        n_conv_per_stage=None,
-        n_conv_per_stage_decoder=None,
-        conv_bias=None,
-        norm_op=None,
-        norm_op_kwargs=None,
-        dropout_op=None,
-        dropout_op_kwargs=None,
-        nonlin=None,
-        nonlin_kwargs=None,
-    ):
+        n_conv_per_stage: object = None,
+        n_conv_per_stage_decoder: object = None,
+        conv_bias: object = None,
+        norm_op: object = None,
+        norm_op_kwargs: object = None,
+        dropout_op: object = None,
+        dropout_op_kwargs: object = None,
+        nonlin: object = None,
+        nonlin_kwargs: object = None,
+    ) -> None:
         super().__init__()
         if conv_op not in _RANKS:
             raise ValueError(f"conv_op must be torch.nn.Conv1d, Conv2d or Conv3d, got {conv_op!r}")
         rank = _RANKS[conv_op]
+        convolution = CONVOLUTIONS[rank]
         features = _per_stage("features_per_stage", features_per_stage, n_stages)
         kernel_sizes = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
         strides = _per_stage_and_axis("strides", strides, n_stages, rank)
@@ -114,14 +114,14 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         self.encoder = DeconverEncoder(
             input_channels,
             features,
-            conv_op,
+            convolution,
             kernel_sizes,
             strides,
             _per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
             block_kwargs,
         )
         self.decoder = DeconverDecoder(
-            features, conv_op, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
+            features, convolution, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
         )
         replace_components(self.decoder, upsampling, segmentation_head)
         # Where tools that transfer weights between networks of this family find their parts.
@@ -151,13 +151,13 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
 
     @staticmethod
-    def initialize(module: nn.Module):
+    def initialize(module: nn.Module) -> None:
         """Draws the parameters of `module` as the network is designed: each layer knows its own start.
 
         nnU-Net applies this to every module, children before parents; its usual He initialisation belongs to
         leaky ReLUs and would also overwrite what means something else.
         """
-        if hasattr(module, "reset_parameters"):
+        if isinstance(module, ResetsParameters):
             module.reset_parameters()
 
 
@@ -168,17 +168,17 @@ class DeconverEncoder(nn.Module):
         self,
         input_channels: int,
         features: Sequence[int],
-        conv_op: type[_ConvNd],
+        convolution: Callable[..., Convolution],
         kernel_sizes: Sequence[Sequence[int]],
         strides: Sequence[Sequence[int]],
         n_blocks: Sequence[int],
         block_kwargs: dict,
-    ):
+    ) -> None:
         super().__init__()
         self.strides = strides
         self.output_channels = features
         stem_kernel = [min(k, 3) for k in kernel_sizes[0]]
-        self.stem = conv_op(
+        self.stem = convolution(
             input_channels,
             features[0],
             stem_kernel,
@@ -187,7 +187,7 @@ class DeconverEncoder(nn.Module):
             bias=False,
         )
         self.downsamplings = nn.ModuleList(
-            conv_op(features[stage - 1], features[stage], strides[stage], strides[stage])
+            convolution(features[stage - 1], features[stage], strides[stage], strides[stage])
             for stage in range(1, len(features))
         )
         self.stages = nn.ModuleList(
@@ -204,7 +204,7 @@ class DeconverEncoder(nn.Module):
             skips.append(x)
         return skips
 
-    def check_input_size(self, input_size: Sequence[int]):
+    def check_input_size(self, input_size: Sequence[int]) -> None:
         """Raises ValueError unless the strides divide `input_size`."""
         totals = [math.prod(axis) for axis in zip(*self.strides, strict=True)]
         if len(input_size) != len(totals):
@@ -218,8 +218,9 @@ class DeconverEncoder(nn.Module):
     def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
         """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
         total = np.int64(0)
-        for entry, stage, size in zip([self.stem, *self.downsamplings], self.stages, sizes, strict=True):
-            channels = entry.out_channels + sum(block.feature_channels() for block in stage)
+        for features, stage, size in zip(self.output_channels, self.stages, sizes, strict=True):
+            # stem or downsampling, blocks
+            channels = features + _feature_channels(stage)
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
         return total
 
@@ -230,14 +231,14 @@ class DeconverDecoder(nn.Module):
     def __init__(
         self,
         features: Sequence[int],
-        conv_op: type[_ConvNd],
+        convolution: Callable[..., Convolution],
         kernel_sizes: Sequence[Sequence[int]],
         strides: Sequence[Sequence[int]],
         n_blocks: Sequence[int],
         num_classes: int,
         deep_supervision: bool,
         block_kwargs: dict,
-    ):
+    ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         self.features = features[:-1]
@@ -247,14 +248,14 @@ class DeconverDecoder(nn.Module):
             transposed_convolution(features[level + 1], features[level], strides[level + 1]) for level in levels
         )
         self.projections = nn.ModuleList(
-            conv_op(2 * features[level], features[level], 1, bias=False) for level in levels
+            convolution(2 * features[level], features[level], 1, bias=False) for level in levels
         )
         self.stages = nn.ModuleList(
             _blocks(features[level], kernel_sizes[level], n, block_kwargs)
             for level, n in zip(levels, n_blocks, strict=True)
         )
         # All heads exist whether used or not, so that weights load either way.
-        self.seg_layers = nn.ModuleList(conv_op(features[level], num_classes, 1) for level in levels)
+        self.seg_layers = nn.ModuleList(convolution(features[level], num_classes, 1) for level in levels)
 
     def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
         """Maps the encoder's features to logits, see `Deconver.forward`."""
@@ -272,7 +273,7 @@ class DeconverDecoder(nn.Module):
         total = np.int64(0)
         for level, (features, size) in enumerate(zip(self.features, sizes[:-1], strict=True)):
             # upsampling, projection, blocks
-            channels = 2 * features + sum(block.feature_channels() for block in self.stages[-1 - level])
+            channels = 2 * features + _feature_channels(self.stages[-1 - level])
             if self.deep_supervision or level == 0:
                 channels += self.num_classes
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
@@ -283,6 +284,10 @@ def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dic
     return nn.Sequential(*(DeconverBlock(channels, kernel_size, **block_kwargs) for _ in range(n)))
 
 
+def _feature_channels(stage: nn.Module) -> int:
+    return sum(block.feature_channels() for block in stage.modules() if isinstance(block, DeconverBlock))
+
+
 def _per_stage(name: str, value: int | Sequence[int], n: int) -> list[int]:
     values = [value] * n if isinstance(value, int) else list(value)
     if len(values) != n or any(int(v) != v or v < 1 for v in values):
@@ -290,7 +295,9 @@ def _per_stage(name: str, value: int | Sequence[int], n: int) -> list[int]:
     return values
 
 
-def _per_stage_and_axis(name: str, value, n_stages: int, rank: int) -> list[tuple[int, ...]]:
+def _per_stage_and_axis(
+    name: str, value: int | Sequence[int | Sequence[int]], n_stages: int, rank: int
+) -> list[tuple[int, ...]]:
     values = [value] * n_stages if isinstance(value, int) else list(value)
     expanded = [(v,) * rank if isinstance(v, int) else tuple(v) for v in values]
     if len(expanded) != n_stages:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-def check_not_empty(x: Tensor):
+def check_not_empty(x: Tensor) -> None:
     """Raises ValueError if an image has no voxels, as convolutions do; there may be no images."""
     if 0 in x.shape[2:]:
         raise ValueError(f"x must have a voxel at least along each spatial axis, got shape {tuple(x.shape)}")

@@ -76,7 +76,7 @@ def pixel_shuffle(x: Tensor, stride: Sequence[int]) -> Tensor:
     return x.permute(order).reshape(batch, channels, *(s * t for s, t in zip(size, stride, strict=True)))
 
 
-def check_sampling_device(device: torch.device | str, spatial_dims: int):
+def check_sampling_device(device: torch.device | str, spatial_dims: int) -> None:
     """Raises ValueError unless `sample_displaced` runs forward and backward on a device."""
 
     def sample(features: Tensor) -> Tensor:
@@ -86,7 +86,9 @@ def check_sampling_device(device: torch.device | str, spatial_dims: int):
     check_device(device, spatial_dims, "grid_sample", sample)
 
 
-def check_device(device: torch.device | str, spatial_dims: int, name: str, operation: Callable[[Tensor], Tensor]):
+def check_device(
+    device: torch.device | str, spatial_dims: int, name: str, operation: Callable[[Tensor], Tensor]
+) -> None:
     """Raises ValueError unless an operation on features runs forward and backward on a device.
 
     PyTorch lacks kernels on some devices: grid_sample in three dimensions on MPS, at first altogether, in later
@@ -110,7 +112,7 @@ def check_device(device: torch.device | str, spatial_dims: int, name: str, opera
         ) from error
 
 
-def _check_arguments(features: Tensor, displacement: Tensor, scale: Sequence[float]):
+def _check_arguments(features: Tensor, displacement: Tensor, scale: Sequence[float]) -> None:
     rank = features.ndim - 2
     if rank not in (2, 3):
         raise ValueError(f"features must be (B, C, *S) with 2 or 3 spatial axes, got shape {tuple(features.shape)}")

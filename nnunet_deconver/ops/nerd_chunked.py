@@ -17,6 +17,7 @@ the accumulation of a matrix product, and gradients of parameters are added up o
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -163,7 +164,9 @@ def _chunks(positions: int, length: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, positions)) for start in range(0, positions, length)]
 
 
-def _chunks_of(x: Tensor, layers: Sequence[Tensor], form: str, classes: int, chunk: int | None):
+def _chunks_of(
+    x: Tensor, layers: Sequence[Tensor], form: str, classes: int, chunk: int | None
+) -> list[tuple[int, int]]:
     positions = math.prod(x.shape[2:])
     if chunk is None:
         widths = [layers[0].shape[1], *(len(bias) for bias in layers[1::2])]
@@ -186,7 +189,9 @@ def _normalise(x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, classe
     return torch.addcmul(shift, x, scale)
 
 
-def _normalise_backward(gradient, x, code, weight, constant, classes, sums):
+def _normalise_backward(
+    gradient: Tensor, x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, classes: int, sums: "_Sums"
+) -> tuple[Tensor, Tensor]:
     scale = torch.addmm(constant[:, None], weight, code)[: x.shape[1]]
     d_map = torch.cat(((gradient * x).sum(0), gradient.sum(0)))  # (2C, n)
     sums.add(d_map, code)
@@ -200,7 +205,9 @@ def _map_first(x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, classe
     return _with_class_bias(logits, code, weight[rows:], constant[rows:])
 
 
-def _map_first_backward(gradient, x, code, weight, constant, classes, sums):
+def _map_first_backward(
+    gradient: Tensor, x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, classes: int, sums: "_Sums"
+) -> tuple[Tensor, Tensor]:
     rows = classes * x.shape[1]
     weights = torch.addmm(constant[:rows], code.t(), weight[:rows].t()).unflatten(1, (classes, -1))
     transposed = gradient.permute(2, 1, 0).contiguous()  # (n, K, B)
@@ -219,7 +226,9 @@ def _image_first(x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, clas
     return _with_class_bias(logits, code, weight[rows:], constant[rows:])
 
 
-def _image_first_backward(gradient, x, code, weight, constant, classes, sums):
+def _image_first_backward(
+    gradient: Tensor, x: Tensor, code: Tensor, weight: Tensor, constant: Tensor, classes: int, sums: "_Sums"
+) -> tuple[Tensor, Tensor]:
     batch, channels, _ = x.shape
     rows = classes * channels
     by_channel = _by_channel(weight[:rows], classes)
@@ -245,7 +254,9 @@ def _with_class_bias(logits: Tensor, code: Tensor, weight: Tensor, constant: Ten
     return logits + torch.addmm(constant[:, None], weight, code) if len(weight) else logits
 
 
-def _class_bias_backward(gradient, code, weight, rows, sums, d_code):
+def _class_bias_backward(
+    gradient: Tensor, code: Tensor, weight: Tensor, rows: int, sums: "_Sums", d_code: Tensor
+) -> Tensor:
     if rows == len(weight):
         return d_code
     d_bias = gradient.sum(0)  # (K, n)
@@ -264,17 +275,17 @@ _BACKWARD = {
 class _Sums:
     """Gradients of the parameters, added up over chunks."""
 
-    def __init__(self, layers: Sequence[Tensor], weight: Tensor, constant: Tensor, dtype: torch.dtype):
+    def __init__(self, layers: Sequence[Tensor], weight: Tensor, constant: Tensor, dtype: torch.dtype) -> None:
         *self.layers, self.weight, self.constant = (
             torch.zeros_like(tensor) for tensor in _widened([*layers, weight, constant], dtype)
         )
 
-    def add(self, d_map: Tensor, code: Tensor, start: int = 0, stop: int | None = None):
+    def add(self, d_map: Tensor, code: Tensor, start: int = 0, stop: int | None = None) -> None:
         """The last layer's share of `d_map` (M, n) for its rows from `start` to `stop`."""
         self.weight[start:stop] += d_map @ code.t()
         self.constant[start:stop] += d_map.sum(1, dtype=self.constant.dtype)
 
-    def add_hidden(self, activations: list[Tensor], layers: Sequence[Tensor], gradient: Tensor):
+    def add_hidden(self, activations: list[Tensor], layers: Sequence[Tensor], gradient: Tensor) -> None:
         """The hidden layers' share of `gradient`, that of the code."""
         for i in range(len(activations) - 2, -1, -1):
             gradient = torch.where(activations[i + 1] > 0, gradient, SLOPE * gradient)
@@ -351,14 +362,14 @@ def _empty_output(x: Tensor, classes: int) -> Tensor:
     return x.new_empty(x.shape[0], classes or x.shape[1], *x.shape[2:])
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, code, layers, weight, constant, ctx.form, ctx.classes, ctx.chunk = inputs
     if code is not None:
         raise RuntimeError("no gradient is defined through a code made in advance; call without code")
     ctx.save_for_backward(x, weight, constant, *layers)
 
 
-def _differentiate(ctx, gradient):
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | list[Tensor] | None, ...]:
     x, weight, constant, *layers = ctx.saved_tensors
     d_x, *d_layers, d_weight, d_constant = _nerd_backward(
         gradient, x, layers, weight, constant, ctx.form, ctx.classes, ctx.chunk
@@ -388,24 +399,66 @@ _nerd.register_autograd(_differentiate, setup_context=_save)
 
 
 @_nerd.register_fake
-def _(x, code, layers, weight, constant, form, classes, chunk):
+def _(
+    x: Tensor,
+    code: Tensor | None,
+    layers: Sequence[Tensor],
+    weight: Tensor,
+    constant: Tensor,
+    form: str,
+    classes: int,
+    chunk: int | None,
+) -> Tensor:
     return _empty_output(x, classes)
 
 
 @_nerd_backward.register_fake
-def _(gradient, x, layers, weight, constant, form, classes, chunk):
+def _(
+    gradient: Tensor,
+    x: Tensor,
+    layers: Sequence[Tensor],
+    weight: Tensor,
+    constant: Tensor,
+    form: str,
+    classes: int,
+    chunk: int | None,
+) -> list[Tensor]:
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     return [d_x, *(torch.empty_like(parameter) for parameter in (*layers, weight, constant))]
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nerd)
-def _flops(x, code, layers, weight, constant, form, classes, chunk, *, out_shape=None, **kwargs) -> int:
+def _flops(
+    x: Sequence[int],
+    code: Sequence[int] | None,
+    layers: Sequence[Sequence[int]],
+    weight: Sequence[int],
+    constant: Sequence[int],
+    form: str,
+    classes: int,
+    chunk: int | None,
+    *,
+    out_shape: object = None,
+    **kwargs: object,
+) -> int:
     hidden = 0 if code is not None else sum(math.prod(shape) for shape in layers[::2])
     return 2 * math.prod(x[2:]) * (hidden + sum(_multiplications(x, weight, form, classes)))
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nerd_backward)
-def _flops_backward(gradient, x, layers, weight, constant, form, classes, chunk, *, out_shape=None, **kwargs) -> int:
+def _flops_backward(
+    gradient: Sequence[int],
+    x: Sequence[int],
+    layers: Sequence[Sequence[int]],
+    weight: Sequence[int],
+    constant: Sequence[int],
+    form: str,
+    classes: int,
+    chunk: int | None,
+    *,
+    out_shape: object = None,
+    **kwargs: object,
+) -> int:
     # Every product is made for the gradients of its two operands; those whose result is needed are made once more.
     hidden = 3 * sum(math.prod(shape) for shape in layers[::2]) - math.prod(layers[0])
     again, others = _multiplications(x, weight, form, classes)

@@ -1,6 +1,7 @@
 """Functions whose intermediate results are made again in the backward pass instead of being kept."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,21 +54,25 @@ def in_chunks(
 
 class _InChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, function, rows: int, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, function: Callable[[Tensor], Tensor], rows: int, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(x, *parameters)
         ctx.function, ctx.rows = function, rows
         ctx.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
-        out = None
+        out: Tensor | None = None
         for first, chunk in zip(range(0, len(x), rows), x.detach().split(rows), strict=True):
             done = function(chunk)
             if out is None:
                 out = done.new_empty(len(x), done.shape[1])
             out[first : first + rows] = done
+        assert out is not None  # there is a row at least
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    # PyTorch's takes any number of gradients.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         trained = [parameter for parameter, wanted in zip(parameters, needed, strict=True) if wanted]

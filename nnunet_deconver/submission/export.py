@@ -360,7 +360,7 @@ def own_trainers(name: str) -> Path | None:
     return None
 
 
-def export(model: Model, settings: dict, image: Image, out: Path):
+def export(model: Model, settings: dict, image: Image, out: Path) -> None:
     """Writes the folder, or nothing.
 
     Args:
@@ -395,13 +395,13 @@ def export(model: Model, settings: dict, image: Image, out: Path):
         raise ArgumentError("out", out, f"cannot write there ({error}); choose another folder") from error
 
 
-def readable(folder: Path):
+def readable(folder: Path) -> None:
     """Lets everybody read what is in a folder: a container may run as any user."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
 
 
-def write_model(model: Model, folder: Path):
+def write_model(model: Model, folder: Path) -> None:
     """Writes what prediction needs of a model, which is not the optimizer's state: half of a checkpoint and more."""
     folder.mkdir()
     for name, content in (("plans.json", model.plans), ("dataset.json", model.dataset)):
@@ -412,7 +412,7 @@ def write_model(model: Model, folder: Path):
         torch.save(for_prediction(checkpoint), folder / f"fold_{fold}" / model.checkpoint)
 
 
-def pack(folder: Path, archive: Path):
+def pack(folder: Path, archive: Path) -> None:
     """Moves the content of a folder into an archive, readable for all and with nobody's name on it."""
 
     def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -428,7 +428,9 @@ def pack(folder: Path, archive: Path):
     shutil.rmtree(folder)
 
 
-def write_files(model: Model, settings: dict, image: Image, versions: dict[str, str], folders: list[str], out: Path):
+def write_files(
+    model: Model, settings: dict, image: Image, versions: dict[str, str], folders: list[str], out: Path
+) -> None:
     """Writes the files of `nnunet_deconver.submission`.
 
     Args:

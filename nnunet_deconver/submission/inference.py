@@ -40,7 +40,7 @@ CACHES = (
 )
 
 
-def use_temporary_caches():
+def use_temporary_caches() -> None:
     """Moves what libraries would keep for later into the temporary folder, unless it has a place where it can be.
 
     Elsewhere a container may be read-only, and its user may have no home.
@@ -145,7 +145,7 @@ class Server(ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
 
-def serve(run: Callable[[], int], port: int = PORT):
+def serve(run: Callable[[], int], port: int = PORT) -> None:
     """Answers grand-challenge's invoke API until the process ends: GET /health, and POST /invoke, which segments.
 
     Jobs run one after the other in this thread, the main one, which alone receives signals; others answer meanwhile.
@@ -157,10 +157,10 @@ def serve(run: Callable[[], int], port: int = PORT):
     jobs: queue.Queue[Future] = queue.Queue()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             self.answer(200 if self.path == "/health" else 404)
 
-        def do_POST(self):
+        def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.path != "/invoke":
                 self.answer(404)
@@ -170,12 +170,12 @@ def serve(run: Callable[[], int], port: int = PORT):
             # Whatever is not 201 is a failure to the platform.
             self.answer(201 if job.result() == 0 else 500)
 
-        def answer(self, status: int):
+        def answer(self, status: int) -> None:
             self.send_response(status)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, template, *values):
+        def log_message(self, template, *values) -> None:
             # To stdout: the platform shows what is on stderr as warnings about the result.
             print(template % values, flush=True)
 
@@ -574,14 +574,14 @@ def thread_failures_raised() -> Iterator[None]:
     """
     failures, lock = [], threading.Lock()
 
-    def interrupt(failure):
+    def interrupt(failure) -> None:
         with lock:
             if threading.excepthook is interrupt:
                 failures.append(failure.exc_value)
                 # Not SIGINT, which background jobs of a shell ignore.
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
-    def raise_failure(*_):
+    def raise_failure(*_: object) -> None:
         raise failures[-1]
 
     handler, hook = signal.signal(signal.SIGUSR1, raise_failure), threading.excepthook
@@ -596,7 +596,7 @@ def thread_failures_raised() -> Iterator[None]:
 
 def write_outputs(
     case: Case, reference: sitk.Image, logits: torch.Tensor, properties: dict, output: Path, predictor, settings: dict
-):
+) -> None:
     """Writes labels and probabilities of a case.
 
     Args:
@@ -679,7 +679,7 @@ def as_written(values: np.ndarray, writer, properties: dict, file_ending: str) -
     )
 
 
-def write(image: sitk.Image, reference: sitk.Image, path: Path):
+def write(image: sitk.Image, reference: sitk.Image, path: Path) -> None:
     """Writes labels or probabilities, compressed, with origin, spacing and direction of the image they belong to."""
     image.CopyInformation(reference)
     with whole_file(path) as unfinished:

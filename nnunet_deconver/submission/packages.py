@@ -124,7 +124,7 @@ def _build(name: str, source: Path, folder: Path) -> Path:
         return Path(shutil.move(built[0], folder / built[0].name))
 
 
-def _copy_source(source: Path, copy: Path):
+def _copy_source(source: Path, copy: Path) -> None:
     """Copies a source without what was built in it: what git knows or would add, or else what is not hidden."""
     listing = ["git", "-C", str(source), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:

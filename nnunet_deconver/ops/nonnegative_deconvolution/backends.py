@@ -49,7 +49,7 @@ VARIABLE = "NNUNET_DECONVER_BACKEND"
 _named = os.environ.get(VARIABLE) or None
 
 
-def check_backend(name: str | None, argument: str = "backend"):
+def check_backend(name: str | None, argument: str = "backend") -> None:
     """Raises ValueError unless `name` is that of a backend, or None."""
     if name is not None and name not in BACKENDS:
         raise ValueError(f"{argument} must be one of {', '.join(BACKENDS)} or None, got {name!r}")

@@ -13,7 +13,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -111,7 +111,7 @@ def _is_real(tensor: Tensor) -> bool:
     return not (
         type(tensor) not in (Tensor, torch.nn.Parameter)
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] documented, but not exported
         or is_in_torch_dispatch_mode()
     )
 
@@ -200,7 +200,7 @@ class _Slab(NamedTuple):
         """The planes to be made, in the slab."""
         return slice(self.fresh - self.start, self.stop - self.start)
 
-    def keep(self, slab: Tensor):
+    def keep(self, slab: Tensor) -> None:
         """Moves the planes that were made for the slab before to the front."""
         kept = self.fresh - self.start
         if kept and self.moved:
@@ -227,7 +227,14 @@ class _Problem:
     Args: as `_Update.forward`.
     """
 
-    def __init__(self, x, source, source_weight, source_bias, filter):
+    def __init__(
+        self,
+        x: Tensor,
+        source: Tensor | None,
+        source_weight: Tensor | None,
+        source_bias: Tensor | None,
+        filter: Tensor,
+    ) -> None:
         *kernel, self.ratio, self.channels = filter.shape
         self.depth, self.height, self.width = _three_axes(x.shape[1:-1])
         self.x, self.source, self.weight, self.bias = x, source, source_weight, source_bias
@@ -236,9 +243,11 @@ class _Problem:
         self._geometry = _Geometry(
             self.depth, self.height, self.width, self.channels, self.ratio, (_WHOLE * 3)(*_three_axes(kernel))
         )
-        self._library = _library(self.channels)
+        library = _library(self.channels)
+        assert library is not None  # otherwise there is an obstacle
+        self._library = library
 
-    def call(self, kernel: str, *arguments: Tensor | float | int):
+    def call(self, kernel: str, *arguments: Tensor | float | int) -> None:
         """Calls a kernel of `cpu_kernels.c`; geometry and threads are added."""
         values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
         if self._library[kernel](ctypes.byref(self._geometry), *values, torch.get_num_threads()):
@@ -265,11 +274,12 @@ class _Problem:
     def slabs(self, halo: int = 0) -> Iterator[_Slab]:
         return _slabs(self.depth, self.planes, halo)
 
-    def fill_source(self, index: int, part: _Slab, slab: Tensor):
+    def fill_source(self, index: int, part: _Slab, slab: Tensor) -> None:
         """Makes the new planes of a slab of an image's source."""
         if self.source is not None:
             self.channel_major(slab[part.new]).copy_(self.images(self.source)[index, part.fresh : part.stop])
         else:
+            assert self.weight is not None
             planes = _rows(self.images(self.x)[index, part.fresh : part.stop])
             torch.clamp_min(pointwise(planes, self.weight, self.bias), 0, out=_rows(slab[part.new]))
 
@@ -282,7 +292,17 @@ class _Update(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, source, source_weight, source_bias, filter, out_weight, out_bias, eps: float):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        source: Tensor | None,
+        source_weight: Tensor | None,
+        source_bias: Tensor | None,
+        filter: Tensor,
+        out_weight: Tensor | None,
+        out_bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
         problem = _Problem(x, source, source_weight, source_bias, filter)
         if out_weight is None:
             out = x.new_empty(*x.shape, problem.ratio)
@@ -311,7 +331,10 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    # PyTorch's takes any number of gradients.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         x, source, source_weight, source_bias, filter, out_weight, reconstructions = ctx.saved_tensors
         problem = _Problem(x, source, source_weight, source_bias, filter)
         if out_weight is not None:
@@ -330,7 +353,7 @@ class _Update(torch.autograd.Function):
         def upstream(index: int, part: _Slab) -> Tensor:
             """The gradient of the updated source, of the new planes."""
             arrived = problem.images(gradient)[index, part.fresh : part.stop]
-            if out_weight is None:
+            if adjoint_weight is None:
                 return arrived.transpose(-1, -2).contiguous()
             return pointwise(_rows(arrived), adjoint_weight)
 
@@ -346,7 +369,7 @@ class _Update(torch.autograd.Function):
                     *(image, reconstruction, filter, ctx.eps, upstream(index, part), sources, gradients, updated),
                     *(part.start, part.fresh, part.stop),
                 )
-                if out_weight is not None:
+                if out_weight_gradient is not None:
                     planes = slice(part.fresh, part.stop)
                     out_weight_gradient += pointwise_weight_gradient(
                         _rows(updated[: part.stop - part.fresh]), _rows(problem.images(gradient)[index, planes])
@@ -366,9 +389,10 @@ class _Update(torch.autograd.Function):
                 problem.call(
                     "correlate", reconstruction_gradient, sources, part.first, filter_gradient, part.first, part.end
                 )
-                if source is not None:
+                if source_gradient is not None:
                     problem.images(source_gradient)[index, planes] = problem.channel_major(gradients[part.new])
                     continue
+                assert source_adjoint_weight is not None and weight_gradient is not None and bias_gradient is not None
                 rectified = _rows(torch.ops.aten.threshold_backward(gradients[part.new], sources[part.new], 0))
                 _rows(image_gradient[planes]).add_(pointwise(rectified, source_adjoint_weight))
                 weight_gradient += pointwise_weight_gradient(_rows(image[planes]), rectified)

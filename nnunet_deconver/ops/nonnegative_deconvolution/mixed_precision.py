@@ -9,6 +9,8 @@ half precision saturates instead of overflowing:
   into inf. Gradients that arrive as inf or NaN leave as such, so that a gradient scaler still sees an overflow.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -81,7 +83,8 @@ def differentiate_plain(
         # The adjoint of an adjoint is the filter: what takes one's gradient to the other's, too.
         d_adjoint = adjoint_filter(d_adjoint, groups=groups)
         d_filter = filter_gradient(source, filter, d_reconstruction) + d_adjoint
-    return tuple(narrow_gradient(*pair) for pair in zip((d_x, d_source, d_filter), dtypes, strict=True))
+    d_x, d_source, d_filter = map(narrow_gradient, (d_x, d_source, d_filter), dtypes)
+    return d_x, d_source, d_filter
 
 
 def widen(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,12 +101,13 @@ def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _Widen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = values.dtype
         return values.to(dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    # PyTorch's takes any number of gradients.
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return narrow_gradient(gradient, ctx.dtype), None
 
 

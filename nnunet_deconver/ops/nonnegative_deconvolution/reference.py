@@ -3,6 +3,8 @@
 Every other path is compared with this one, in float64.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -47,7 +49,7 @@ def adjoint_filter(filter: Tensor, *, groups: int = 1) -> Tensor:
     return flipped.reshape(groups * source_channels, channels // groups, *kernel)
 
 
-def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int, eps: float):
+def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int, eps: float) -> None:
     """Raises ValueError for arguments that no path of the operation accepts."""
     rank = x.ndim - 2
     if rank not in _CONVOLUTIONS:
@@ -74,7 +76,7 @@ def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iter
     check_eps(eps)
 
 
-def check_kernel_size(kernel_size, name: str):
+def check_kernel_size(kernel_size: Sequence[int], name: str) -> None:
     """Raises ValueError unless every entry of `kernel_size` is odd and positive."""
     if any(int(k) != k or k < 1 or k % 2 == 0 for k in kernel_size):
         raise ValueError(
@@ -83,7 +85,7 @@ def check_kernel_size(kernel_size, name: str):
         )
 
 
-def check_groups(groups: int, channels: int, source_channels: int, name: str):
+def check_groups(groups: int, channels: int, source_channels: int, name: str) -> None:
     """Raises ValueError unless `groups` divides both numbers of channels."""
     if int(groups) != groups or groups < 1 or channels % groups or source_channels % groups:
         raise ValueError(
@@ -92,13 +94,13 @@ def check_groups(groups: int, channels: int, source_channels: int, name: str):
         )
 
 
-def check_iterations(iterations: int):
+def check_iterations(iterations: int) -> None:
     """Raises ValueError unless `iterations` is a positive whole number."""
     if int(iterations) != iterations or iterations < 1:
         raise ValueError(f"iterations must be a positive whole number, got {iterations}")
 
 
-def check_eps(eps: float):
+def check_eps(eps: float) -> None:
     """Raises ValueError unless `eps` is positive and finite."""
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps}")

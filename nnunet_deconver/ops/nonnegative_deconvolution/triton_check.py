@@ -97,7 +97,7 @@ def _records(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _give_up(device: torch.device, wrong: str):
+def _give_up(device: torch.device, wrong: str) -> None:
     _failures[device] = f"its kernels were tried on {device} and do not work: {wrong}"
     _LOGGER.warning(
         f"nonnegative deconvolution on {device} takes the slower plain path from now on: its Triton kernels were tried "

@@ -14,6 +14,8 @@ the extents of march, rows and columns; KM, KR, KX those of the kernel.
 """
 
 # ruff: noqa: RUF005 - tuples are concatenated: Triton's language has no unpacking.
+# Triton's language is not Python's: loops and tuples are unrolled, numbers stand for `tl.constexpr`.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 
 import math
 from collections.abc import Callable, Iterator
@@ -323,12 +325,11 @@ def lift(x: Tensor, filter: Tensor, groups: int) -> Lifted:
     """Chooses the march. For `x` (B, C, *S) and `filter` (C, e, *k)."""
     missing = (1,) * (5 - x.ndim)
     depth, height, width = (*missing, *x.shape[2:])
-    kernel = (*missing, *filter.shape[2:])
+    deep, high, wide = (*missing, *filter.shape[2:])
     channels, sources = x.shape[1] // groups, filter.shape[1]
-    if kernel[0] >= kernel[1]:
-        return Lifted(groups, channels, sources, 0, (depth, height, width), (height * width, width), kernel)
-    swapped = (kernel[1], kernel[0], kernel[2])
-    return Lifted(groups, channels, sources, 1, (height, depth, width), (width, height * width), swapped)
+    if deep >= high:
+        return Lifted(groups, channels, sources, 0, (depth, height, width), (height * width, width), (deep, high, wide))
+    return Lifted(groups, channels, sources, 1, (height, depth, width), (width, height * width), (high, deep, wide))
 
 
 class Tile(NamedTuple):
@@ -392,7 +393,7 @@ def _limit(tensor: Tensor) -> float:
     return 0.0 if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
 
 
-def _launch(kernel: Callable, lifted: Lifted, tile: Tile, programs: int, **arguments):
+def _launch(kernel: triton.JITFunction, lifted: Lifted, tile: Tile, programs: int, **arguments: object) -> None:
     """Launches `programs` for each tile of each chunk."""
     tiles, chunks = _grid(lifted, tile)
     kernel[(tiles * chunks * programs,)](
@@ -436,7 +437,7 @@ def _correlate_with(
     *,
     eps: float = 0.0,
     limit: float = 0.0,
-):
+) -> None:
     """Launches `_correlate` on slabs, the first of which is number `first`."""
     slabs, outputs = tensors[0].shape[:2]
     tile = choose_tile(lifted, slabs, outputs, lifted.kernel[0] * len(images))

@@ -79,7 +79,7 @@ def machine_obstacle(device: torch.device | str) -> str | None:
 
 
 @functools.cache
-def use_writable_cache():
+def use_writable_cache() -> None:
     """Has Triton keep what it compiles in a temporary folder, if it cannot write to its cache folder."""
     folder = _cache_folder()
     if INTERPRETED or _writable(folder) or _temporary_folder() is None:

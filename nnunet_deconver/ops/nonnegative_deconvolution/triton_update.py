@@ -42,6 +42,7 @@ the plain path where they fail.
 
 import math
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -134,22 +135,22 @@ def _run_differentiate(
         return d_x, d_source, narrow_gradient(d_filter, filter.dtype)
 
     def plain() -> tuple[Tensor, Tensor, Tensor]:
-        gradients = differentiate_plain(gradient, x, source, filter, groups=groups, eps=eps)
-        return tuple(tensor.contiguous() for tensor in gradients)
+        d_x, d_source, d_filter = differentiate_plain(gradient, x, source, filter, groups=groups, eps=eps)
+        return d_x.contiguous(), d_source.contiguous(), d_filter.contiguous()
 
     return guarded(kernels, plain, x, source, filter, groups) if checked else kernels()
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, source, filter, ctx.groups, ctx.eps, ctx.checked = inputs
     ctx.save_for_backward(x, source, filter)
 
 
-def _backward(ctx, gradient):
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return *_differentiate(gradient, *ctx.saved_tensors, ctx.groups, ctx.eps, ctx.checked), None, None, None
 
 
-def _no_second_derivative(ctx, *gradients):
+def _no_second_derivative(ctx: Any, *gradients: Tensor) -> NoReturn:
     raise RuntimeError(
         "nonnegative deconvolution has no second derivative with backend 'triton'; call it with backend='plain'"
     )
@@ -188,22 +189,45 @@ def scratch_bytes(x_shape: Sequence[int], source_shape: Sequence[int], *, backwa
 
 
 @_update.register_fake
-def _(x, source, filter, groups, eps, checked):
+def _(x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float, checked: bool) -> Tensor:
     return source.new_empty(source.shape)
 
 
 @_differentiate.register_fake
-def _(gradient, x, source, filter, groups, eps, checked):
+def _(
+    gradient: Tensor, x: Tensor, source: Tensor, filter: Tensor, groups: int, eps: float, checked: bool
+) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, source, filter))
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution)
-def _flops(x, source, filter, groups, eps, checked, *, out_shape=None, **kwargs) -> int:
+def _flops(
+    x: Sequence[int],
+    source: Sequence[int],
+    filter: Sequence[int],
+    groups: int,
+    eps: float,
+    checked: bool,
+    *,
+    out_shape: object = None,
+    **kwargs: object,
+) -> int:
     # Those of the three convolutions: each of the filter's weights meets each voxel of each sample once.
     return 3 * 2 * x[0] * math.prod(x[2:]) * math.prod(filter)
 
 
 @register_flop_formula(torch.ops.nnunet_deconver.nonnegative_deconvolution_backward)
-def _flops_backward(gradient, x, source, filter, groups, eps, checked, *, out_shape=None, **kwargs) -> int:
+def _flops_backward(
+    gradient: Sequence[int],
+    x: Sequence[int],
+    source: Sequence[int],
+    filter: Sequence[int],
+    groups: int,
+    eps: float,
+    checked: bool,
+    *,
+    out_shape: object = None,
+    **kwargs: object,
+) -> int:
     # Each convolution is differentiated by image and filter. Recomputation is not counted.
     return 2 * _flops(x, source, filter, groups, eps, checked)
