@@ -1,8 +1,8 @@
-"""What `nnunet-deconver plan` planned, and what `nnunet-deconver summary` counts of it.
+r"""What `nnunet-deconver plan` planned, and what `nnunet-deconver summary` counts of it.
 
     nnUNetv2_extract_fingerprint -d 4
     nnunet-deconver plan -d 4
-    python benchmarks/planning.py Dataset004_Hippocampus nnUNetDeconverPlans nnUNetTrainerDeconver \\
+    python benchmarks/planning.py Dataset004_Hippocampus nnUNetDeconverPlans nnUNetTrainerDeconver \
       --out benchmarks/results/planning_hippocampus
 
 `nnUNet_preprocessed` is set. Rows are the stages of the network of the configuration `3d_fullres`.
@@ -73,9 +73,9 @@ def main():
             "network": name,
             "parameters": cost.parameters,
             **kflops(cost),
-            "weights_GiB": round((cost.memory.parameters + cost.memory.gradients + cost.memory.optimizer) / 2**30, 3),
-            "kept_for_backward_GiB": round(cost.memory.kept / 2**30, 3),
-            "training_GiB": round(cost.memory.peak / 2**30, 3),
+            "weights_GiB": round((cost.memory.parameters + cost.memory.gradients + cost.memory.optimizer) / 2**30, 4),
+            "kept_for_backward_GiB": round(cost.memory.kept / 2**30, 4),
+            "training_GiB": round(cost.memory.peak / 2**30, 4),
         }
         for name, cost in costs.items()
     ]

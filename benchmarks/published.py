@@ -82,7 +82,7 @@ CONFIGURATIONS = [
 @cache
 def count(configuration: Configuration) -> PredictionCost:
     """What this package's network costs on patches of 64 voxels along each axis; one head, as the paper counts."""
-    lower_heads = []
+    built = []
 
     def build() -> Deconver:
         inputs, outputs = configuration.channels
@@ -96,12 +96,18 @@ def count(configuration: Configuration) -> PredictionCost:
             outputs,
             source_ratio=configuration.source_ratio,
             ndc_groups=configuration.groups,
+            backend="plain",  # takes any number of groups; the others count the same
         )
-        lower_heads.extend(p.numel() for head in network.decoder.seg_layers[:-1] for p in head.parameters())
+        built.append(network)
         return network
 
     cost = prediction_cost(build, configuration.channels[0], size(configuration))
-    return PredictionCost(cost.parameters - sum(lower_heads), cost.flops, cost.ndc_flops)
+    return PredictionCost(cost.parameters - lower_heads(built[0]), cost.flops, cost.ndc_flops)
+
+
+def lower_heads(network: nn.Module) -> int:
+    """Parameters of the heads of lower resolutions, which the papers do not have."""
+    return sum(p.numel() for head in network.decoder.seg_layers[:-1] for p in head.parameters())
 
 
 def size(configuration: Configuration) -> list[int]:
