@@ -22,7 +22,7 @@ TYPED = {
 
 
 def typed_rows(text: str) -> list[list[str]]:
-    """Cells of the rows of tables outside generated blocks that hold a decimal number; addresses of links do not count."""
+    """Rows of tables outside generated blocks that hold a decimal number, in cells; addresses of links do not count."""
     text = re.sub(r"<!-- generated: .*?<!-- end -->", "", text, flags=re.DOTALL)
     rows = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
