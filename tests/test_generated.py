@@ -17,7 +17,10 @@ TYPED = {
     ("submission.md", "`grand-challenge` (default)"): "a version of CUDA",
     ("submission.md", "`brats`"): "a version of CUDA",
     ("speed.md", "Triton 3.3 or later; PyTorch's CUDA builds bring it along from 2.7 on"): "versions",
-    ("speed.md", "an NVIDIA GPU of compute capability 8.0 or more"): "a version",
+    (
+        "speed.md",
+        "CUDA (not ROCm), compute capability 8.0 or more: A100, A10, 30xx and later, not T4 or V100",
+    ): "a version",
 }
 
 
