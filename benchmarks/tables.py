@@ -1,24 +1,91 @@
-"""Prints the tables of the documents, in Markdown, from the results beside this file.
+"""Prints the tables of the documents, and sentences with numbers, in Markdown, from the results beside this file.
 
     python benchmarks/tables.py training_memory
 
-`tools/generate.py` puts them where the documents name this command.
+`tools/generate.py` puts them where the documents name this command. What is counted in moments, such as the parameters
+of presets, is counted anew.
 """
 
 import argparse
 import csv
 import json
+import math
+import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 Table = list[dict[str, str]]
+TRAINING_STEP = "training_step / the plan's"
+
+# What wrote each result, and the day of the commit it was written at; all else is in the JSON beside the CSV.
+SOURCES = {
+    "accuracy_drive": (
+        "2026-11-21",
+        "accuracy.py report Dataset021_DRIVE 2d --plans narrowPlans --out benchmarks/results/accuracy_drive",
+    ),
+    "accuracy_hippocampus": (
+        "2026-11-21",
+        "accuracy.py report Dataset004_Hippocampus 3d_fullres --out benchmarks/results/accuracy_hippocampus",
+    ),
+    "accuracy_hippocampus_narrow": (
+        "2026-11-21",
+        "accuracy.py report Dataset004_Hippocampus 3d_fullres --plans narrowPlans "
+        "--out benchmarks/results/accuracy_hippocampus_narrow",
+    ),
+    "axes_overhead_cpu": (
+        "2026-11-21",
+        "axes_overhead.py --rounds 12 --out benchmarks/results/axes_overhead_cpu",
+    ),
+    "drive_demo_cpu": ("", "nnunet-deconver demo --dataset $nnUNet_raw/Dataset021_DRIVE --out drive_demo"),
+    "epoch_time_cpu": ("2026-11-21", "epoch_time.py --out benchmarks/results/epoch_time_cpu"),
+    "epoch_time_hippocampus_cpu": (
+        "2026-11-21",
+        "epoch_time.py --plans PLANS.json --dataset-json DATASET.json --rounds 5 "
+        "--out benchmarks/results/epoch_time_hippocampus_cpu",
+    ),
+    "epoch_time_hippocampus_depthwise_cpu": (
+        "2026-11-21",
+        "epoch_time.py --plans PLANS.json --dataset-json DATASET.json --rounds 4 "
+        "--out benchmarks/results/epoch_time_hippocampus_depthwise_cpu",
+    ),
+    "hippocampus_cpu": (
+        "2026-11-21",
+        "real_data.py report Dataset004_Hippocampus --out benchmarks/results/hippocampus_cpu "
+        "--trainers nnUNetTrainerDeconver_lr1e3_5epochs nnUNetTrainer_5epochs",
+    ),
+    "kernel_resources": ("2026-11-21", "kernel_resources.py --out benchmarks/results/kernel_resources"),
+    "metric_agreement_pairs": (
+        "2026-11-21",
+        "metric_agreement.py --brats BraTS-2023-Metrics --out benchmarks/results/metric_agreement",
+    ),
+    "metric_agreement_random": (
+        "2026-11-21",
+        "metric_agreement.py --brats BraTS-2023-Metrics --out benchmarks/results/metric_agreement",
+    ),
+    "planning_hippocampus": (
+        "2026-11-21",
+        "planning.py Dataset004_Hippocampus nnUNetDeconverPlans nnUNetTrainerDeconver "
+        "--out benchmarks/results/planning_hippocampus",
+    ),
+    "published": ("2026-11-21", "published.py --authors deconver --out benchmarks/results/published"),
+    "speed_cpu": ("2026-11-21", "speed.py --out benchmarks/results/speed_cpu"),
+    "thin_structures_cpu": ("2026-11-21", "thin_structures.py --out benchmarks/results/thin_structures_cpu"),
+    "training_memory_cpu": ("2026-11-21", "training_memory.py --out benchmarks/results/training_memory_cpu"),
+}
 
 
 def rows(name: str) -> list[dict[str, str]]:
     """The rows of a result's CSV."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def provenance(name: str) -> dict:
+    """A result's JSON; empty where there is none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def number(text: str, digits: int) -> str:
@@ -58,19 +125,52 @@ def speed() -> Table:
 
 
 def speed_layer() -> Table:
-    """The layer and the block alone, stage by stage."""
+    """The NDC layer alone, stage by stage."""
+    table = {}
+    for row in rows("speed_cpu"):
+        if row["what"] == "NDC, hippocampus":
+            table.setdefault(row["shape"], {})[row["pass"]] = row
     return [
         {
-            "what": row["what"],
-            "shape": row["shape"],
-            "pass": row["pass"],
-            "time / ms": row["ms"],
-            "plain formulation's time / time": number(row["times_faster"], 2),
-            "GFLOP/s": row["GFLOP_per_s"],
+            "shape": shape,
+            **{
+                f"{kind}: {what}": number(row[column], digits)
+                for kind, row in passes.items()
+                for what, column, digits in (
+                    ("plain formulation's time / time", "times_faster", 1),
+                    ("GFLOP/s", "GFLOP_per_s", 0),
+                    ("GB/s", "GB_per_s", 1),
+                )
+            },
         }
-        for row in rows("speed_cpu")
-        if "hippocampus" in row["what"]
+        for shape, passes in table.items()
     ]
+
+
+def machine() -> str:
+    """What the machine of the measurement can do."""
+    found = provenance("speed_cpu")["machine"]
+    return (
+        f"The machine copies {found['copy_GB_per_s']:.0f} GB/s, and computes {found['convolution_GFLOP_per_s']:.0f} "
+        "GFLOP/s in a dense convolution."
+    )
+
+
+def kernel_resources() -> str:
+    """The most that any Triton kernel takes."""
+    registers, stack = (max(int(row[key]) for row in rows("kernel_resources")) for key in ("registers", "stack_bytes"))
+    return f"A thread takes at most {registers} of its 255 registers, and at most {stack} bytes of stack."
+
+
+def epoch_time_before() -> str:
+    """What Deconver took before it had kernels for CPUs."""
+    row = next(row for row in rows("epoch_time_hippocampus_depthwise_cpu") if row["network"] == "Deconver")
+    return (
+        "Before this package had kernels for CPUs, Deconver took "
+        f"{number(row[TRAINING_STEP], 2)} times as long as the plan's network "
+        f"for a training step, and {number(row['validation_step / the same'], 2)} times as long for a validation step "
+        f"(commit {provenance('epoch_time_hippocampus_depthwise_cpu')['commit']})."
+    )
 
 
 def memory() -> Table:
@@ -83,7 +183,7 @@ def memory() -> Table:
             "by the plain formulation": number(row["kept_by_plain_formulation_GiB"], 2),
             "peak / GiB": number(row["peak_GiB"], 2),
         }
-        for row in json.loads((RESULTS / "speed_cpu.json").read_text())["memory"]
+        for row in provenance("speed_cpu")["memory"]
     ]
 
 
@@ -93,7 +193,7 @@ def epoch_time() -> Table:
         {
             "network": row["network"],
             "training step / s": number(row["training_step_s"], 2),
-            "/ the plan's": number(row["training_step / the plan's"], 2),
+            "/ the plan's": number(row[TRAINING_STEP], 2),
             "validation step / s": number(row["validation_step_s"], 2),
             "/ its": number(row["validation_step / the same"], 2),
         }
@@ -113,6 +213,19 @@ def axes_overhead() -> Table:
         }
         for row in rows("axes_overhead_cpu")
     ]
+
+
+def dtc_overhead() -> str:
+    """What DTC adds, beside what its paper prints (arXiv 2601.17939, table 7: a U-Net)."""
+    of = {row["variant"]: row for row in rows("axes_overhead_cpu")}
+
+    def more(key: str) -> float:
+        return float(of["dtc"][key]) / float(of["plain"][key]) - 1
+
+    return (
+        f"Here, DTC adds {more('parameters_M'):.1%} of parameters and {more('KFLOPs_per_voxel'):.1%} of FLOPs. On the "
+        f"U-Net of its paper, it adds {67.25 / 65.95 - 1:.1%} and {40.52 / 40.13 - 1:.1%}."
+    ).replace("%", " %")
 
 
 def thin_structures() -> Table:
@@ -180,32 +293,245 @@ def agreement_nsd() -> Table:
     return _agreement("nsd")
 
 
-TABLES: dict[str, Callable[[], Table]] = {
+def hd95_range() -> str:
+    """The pair of masks on whose HD95 the tools differ most."""
+    found = {}
+    for row in rows("metric_agreement_pairs"):
+        if row["hd95"]:
+            found.setdefault(row["pair"], []).append(float(row["hd95"]))
+    lowest, highest = max(((min(each), max(each)) for each in found.values()), key=lambda ends: ends[1] - ends[0])
+    return (
+        f"For one and the same pair of masks, public tools give an HD95 of {lowest:.0f} mm to {highest:.0f} mm. "
+        "Here, Dice is nnU-Net's to the last bit, surface distances are those of surface-distance or MONAI, and lesion "
+        "scores are those of BraTS: [docs/metrics.md](docs/metrics.md)."
+    )
+
+
+def agreement_random() -> str:
+    """How near this package is to the tools whose definitions it has."""
+
+    def largest(tool: str, *definitions: str) -> str:
+        return max(
+            (
+                row["largest difference"]
+                for row in rows("metric_agreement_random")
+                if row["tool"] == tool and (not definitions or row["this package"] in definitions)
+            ),
+            key=float,
+        )
+
+    return (
+        f"Measured on {provenance('metric_agreement_random')['pairs']} random pairs of masks in random spacings: HD, "
+        "HD95, ASSD and surface Dice of `area` differ from those of surface-distance by at most "
+        f"{largest('surface-distance', 'area')}. Those of `voxels` differ from MONAI's, which computes in single "
+        f"precision, by at most {largest('MONAI', 'voxels')}. The scores of `--brats` differ from those of the "
+        f"organisers' code by at most {largest('BraTS-2023-Metrics')}."
+    )
+
+
+def planned() -> Table:
+    """What `plan` planned for Hippocampus."""
+
+    def sizes(values: list[float]) -> str:
+        return " x ".join(f"{value:g}" for value in values)
+
+    return [
+        {
+            "configuration": row["configuration"],
+            "patch": sizes(row["patch"]),
+            "batch": str(row["batch"]),
+            "spacing / mm": sizes(row["spacing_mm"]),
+            "stages": str(row["stages"]),
+            "training / GiB": f"{row['training_GiB']:.2f}",
+            "preprocessed data": row["preprocessed_data"],
+        }
+        for row in provenance("planning_hippocampus")["planned"]
+    ]
+
+
+def _kflops(row: dict) -> str:
+    with_updates, without = (number(row[f"kFLOPs_per_voxel{end}"], 1) for end in ("", "_without_updates"))
+    return with_updates if with_updates == without else f"{with_updates} ({without})"
+
+
+def planned_stages() -> Table:
+    """What `summary` counts of these plans, stage by stage."""
+    return [
+        {
+            "stage": row["stage"],
+            "size": row["size"],
+            "channels": row["channels"],
+            "parameters": f"{int(row['parameters']):,}",
+            "kFLOPs / voxel": _kflops(row),
+            "kept for backward / MiB": row["kept_for_backward_MiB"],
+        }
+        for row in rows("planning_hippocampus")
+    ]
+
+
+def planned_networks() -> Table:
+    """What `summary` counts of these plans, beside nnU-Net's network."""
+    return [
+        {
+            "network": row["network"],
+            "parameters / M": f"{row['parameters'] / 1e6:.2f}",
+            "kFLOPs / voxel": _kflops(row),
+            "weights / GiB": f"{row['weights_GiB']:.2f}",
+            "kept for backward / GiB": f"{row['kept_for_backward_GiB']:.2f}",
+            "training / GiB": f"{row['training_GiB']:.2f}",
+        }
+        for row in provenance("planning_hippocampus")["networks"]
+    ]
+
+
+def planned_memory() -> str:
+    """Memory of Deconver on nnU-Net's plan, beside nnU-Net's network."""
+    deconver, default = (f"{row['training_GiB']:.2f}" for row in provenance("planning_hippocampus")["networks"])
+    return (
+        f"Deconver needs more memory for the same patch: {deconver} GiB on nnU-Net's patch and batch for Hippocampus, "
+        f"where nnU-Net's own network needs {default} GiB."
+    )
+
+
+def published() -> Table:
+    """Parameters and FLOPs of the paper's configurations: counted, of the authors' code, printed."""
+    from published import CONFIGURATIONS, count, kflops
+
+    recorded = {row["configuration"]: row for row in rows("published")}
+    return [
+        {
+            "configuration": each.name,
+            "parameters": f"{count(each).parameters:,}",
+            "of the authors' code": f"{int(recorded[each.name]['authors_parameters']):,}",
+            "printed": f"{each.parameters_M:g} M (table {each.table})",
+            "kFLOPs / voxel": f"{kflops(each)[0]:.1f}",
+            "printed there": f"{each.kflops:.1f}",
+            "with the updates' convolutions": f"{kflops(each)[1]:.1f}",
+        }
+        for each in CONFIGURATIONS
+    ]
+
+
+def published_difference() -> str:
+    """How far what is counted is from what is printed."""
+    from published import CONFIGURATIONS, count, kflops
+
+    recorded = {row["configuration"]: int(row["authors_parameters"]) for row in rows("published")}
+    assert all(count(each).parameters == recorded[each.name] for each in CONFIGURATIONS), "not the authors' network"
+    parameters = {each.name: abs(each.parameters_M * 1e6 / count(each).parameters - 1) for each in CONFIGURATIONS}
+    worst, *others = sorted(parameters, key=parameters.get, reverse=True)
+    more = [each.kflops / kflops(each)[0] - 1 for each in CONFIGURATIONS]
+    authors = provenance("published")["authors"].replace("pashtari/deconver ", "`pashtari/deconver` at ")
+    return (
+        f"Each network has as many parameters as the authors' code builds ({authors}), to the last one. What the paper "
+        f"prints differs from that by {parameters[worst]:.1%} for {worst}, and by at most {parameters[others[0]]:.1%} "
+        f"for the others. The FLOPs it prints are {min(more):.1%} to {max(more):.1%} more than those counted here "
+        "without the updates' convolutions."
+    ).replace("%", " %")
+
+
+def presets() -> Table:
+    """The presets, counted."""
+    from published import lower_heads
+
+    from nnunet_deconver.networks.architecture import build_network
+    from nnunet_deconver.plans.cost import prediction_cost
+    from nnunet_deconver.plans.presets import load_preset, preset_names
+
+    table = []
+    for preset in map(load_preset, preset_names()):
+        row = {
+            "preset": f"`{preset.name}`",
+            "what": preset.title,
+            "patch": " x ".join(map(str, preset.patch_size)) if preset.patch_size else "planned",
+            "batch": str(preset.batch_size or "planned"),
+            "parameters / M": "planned",
+            "kFLOPs / voxel": "planned",
+        }
+        if preset.architecture:
+            size = preset.patch_size or [256] * preset.dimension  # FLOPs per voxel do not depend on it.
+            built = []
+
+            def build(preset=preset, built=built):
+                channels = preset.input_channels, preset.num_classes
+                built.append(build_network(preset.architecture, *channels, deep_supervision=False))
+                return built[-1]
+
+            cost, voxels = prediction_cost(build, preset.input_channels, size), math.prod(size)
+            row["parameters / M"] = f"{(cost.parameters - lower_heads(built[0])) / 1e6:.2f}"
+            row["kFLOPs / voxel"] = _kflops(
+                {
+                    "kFLOPs_per_voxel": cost.flops / voxels / 1e3,
+                    "kFLOPs_per_voxel_without_updates": (cost.flops - cost.ndc_flops) / voxels / 1e3,
+                }
+            )
+        source = re.search(r"arXiv \d+\.\d+|pashtari/[\w-]+", preset.source["network"])[0]
+        table.append(row | {"source": source.replace("pashtari/deconver-isles26", "`pashtari/deconver-isles26`")})
+    return table
+
+
+def results() -> Table:
+    """Every file of results: what wrote it, where."""
+    assert set(SOURCES) == {path.stem for path in RESULTS.glob("*.csv")}, "a result without its command, or vice versa"
+    table = []
+    for name, (date, command) in SOURCES.items():
+        found = provenance(name)
+        versions = {key: found[key] for key in ("torch", "triton", "nnunet_deconver") if found.get(key)}
+        versions |= found.get("versions", {}) | ({"authors' code": found["authors"]} if "authors" in found else {})
+        table.append(
+            {
+                "file": f"[`{name}`](results/{name}.{'json' if found else 'csv'})",
+                "command": f"`{command if command.startswith('nnunet') else f'python benchmarks/{command}'}`",
+                "commit": f"{found['commit']}, {date}" if found else "not recorded",
+                "device": found.get("device", "not recorded"),
+                "versions": ", ".join(f"{key} {value}" for key, value in versions.items()) or "not recorded",
+            }
+        )
+    return table
+
+
+PRINTED: dict[str, Callable[[], Table | str]] = {
     make.__name__: make
     for make in (
         training_memory,
         speed,
         speed_layer,
+        machine,
+        kernel_resources,
         memory,
         epoch_time,
+        epoch_time_before,
         axes_overhead,
+        dtc_overhead,
         thin_structures,
         hippocampus,
         drive_demo,
         agreement_hd95,
         agreement_assd,
         agreement_nsd,
+        agreement_random,
+        hd95_range,
+        planned,
+        planned_stages,
+        planned_networks,
+        planned_memory,
+        published,
+        published_difference,
+        presets,
+        results,
     )
 }
 
 
-def markdown(table: Table) -> str:
-    """A table as Markdown."""
-    lines = [[*table[0]], ["---"] * len(table[0]), *(row.values() for row in table)]
+def markdown(content: Table | str) -> str:
+    """A table as Markdown, and sentences in lines of at most 120 characters."""
+    if isinstance(content, str):
+        return textwrap.fill(content, 120, break_long_words=False, break_on_hyphens=False)
+    lines = [[*content[0]], ["---"] * len(content[0]), *(row.values() for row in content)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=TABLES)
-    print(markdown(TABLES[parser.parse_args().table]()))
+    parser.add_argument("what", choices=PRINTED)
+    print(markdown(PRINTED[parser.parse_args().what]()))

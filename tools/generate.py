@@ -3,8 +3,8 @@
     python tools/generate.py            # writes
     python tools/generate.py --check    # exits with 1 if something differs
 
-- In README.md and docs/, what stands between `<!-- generated: python SCRIPT ARGUMENTS -->` and `<!-- end -->` is what
-  that command prints; scripts print from committed results.
+- In README.md, benchmarks/README.md and docs/, what stands between `<!-- generated: python SCRIPT ARGUMENTS -->` and
+  `<!-- end -->` is what that command prints. Scripts print from committed results, or count.
 - trainers/__init__.pyi and plans/__init__.pyi hold the names of all classes made at import, for whoever searches one.
 """
 
@@ -56,7 +56,7 @@ def stub(package: str) -> str:
 
 def generated() -> dict[Path, str]:
     """What files should hold."""
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     texts = {path: document(path.read_text()) for path in documents}
     texts |= {ROOT / name / "__init__.pyi": stub(f"nnunet_deconver.{name}") for name in ("trainers", "plans")}
     return texts
