@@ -107,7 +107,7 @@ class Installation:
             (self.shim.parents[1], "<source>"),
             (self.folder.resolve().parent, "<environment>"),
         ):
-            text = text.replace(str(path), word)
+            text = re.sub(re.escape(str(path)) + r"(?![\w.-])", word, text)
         for pattern, word in NOISE:
             text = pattern.sub(word, text)
         return text
