@@ -71,19 +71,15 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_deconver.plans.planners import make_planner
     from nnunet_deconver.plans.presets import load_preset
 
+    # Outside of try, for their errors name the option.
+    upsampling, head = upsampling_entry(args.upsampling, args.receptive_field), head_entry(args.head)
     preset = None
     try:
         if args.preset is not None:
             preset = load_preset(args.preset)
             planner = preset.planner(args.gpu_memory)
         else:
-            planner = make_planner(
-                args.backbone or "deconver",
-                upsampling_entry(args.upsampling, args.receptive_field),
-                head_entry(args.head),
-                args.gpu_memory,
-                args.recipe,
-            )
+            planner = make_planner(args.backbone or "deconver", upsampling, head, args.gpu_memory, args.recipe)
         plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
     except FileExistsError as error:
         raise InputError(f"{error}; add --overwrite, or --plans-name another") from error

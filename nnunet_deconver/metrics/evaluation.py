@@ -268,7 +268,7 @@ def _read_kept(out: Path, header: dict) -> dict[str, dict]:
         except ValueError:
             break  # the line at which a run was killed
     if lines and lines[0] != header:
-        earlier = lines[0]
+        earlier = lines[0] if isinstance(lines[0], dict) else {}
         changed = [key for key in ("classes", "ignore") if earlier.get(key) != header[key]]
         changed += [
             f"{key} {earlier.get('settings', {}).get(key)} (now {value})"

@@ -212,6 +212,16 @@ def test_cases_that_are_gone_do_not_count(tmp_path):
     assert {row["case"] for row in read_table(tmp_path)} == {"case_0", "case_1", "case_2"}
 
 
+def test_a_file_of_others_in_the_place_of_measured_cases_is_not_replaced(tmp_path):
+    folders(tmp_path)
+    path = tmp_path / "out" / "cases.jsonl"
+    path.parent.mkdir()
+    path.write_text("[]\n")
+    with pytest.raises(EvaluationError, match=r"holds an evaluation with other settings: .* delete .*cases\.jsonl"):
+        evaluate(tmp_path)
+    assert path.read_text() == "[]\n"
+
+
 def test_other_settings_need_another_folder(tmp_path):
     evaluate(folders(tmp_path))
     before = (tmp_path / "out" / "cases.jsonl").read_text()
