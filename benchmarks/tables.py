@@ -34,9 +34,9 @@ SOURCES = {
         "accuracy.py report Dataset004_Hippocampus 3d_fullres --plans narrowPlans "
         "--out benchmarks/results/accuracy_hippocampus_narrow",
     ),
-    "axes_overhead_cpu": (
+    "components_overhead_cpu": (
         "2026-11-21",
-        "axes_overhead.py --rounds 12 --out benchmarks/results/axes_overhead_cpu",
+        "components_overhead.py --rounds 12 --out benchmarks/results/components_overhead_cpu",
     ),
     "drive_demo_cpu": ("", "nnunet-deconver demo --dataset $nnUNet_raw/Dataset021_DRIVE --out drive_demo"),
     "epoch_time_cpu": ("2026-11-21", "epoch_time.py --out benchmarks/results/epoch_time_cpu"),
@@ -201,7 +201,7 @@ def epoch_time() -> Table:
     ]
 
 
-def axes_overhead() -> Table:
+def components_overhead() -> Table:
     """What upsamplings and heads add to nnU-Net's plain network."""
     return [
         {
@@ -211,13 +211,13 @@ def axes_overhead() -> Table:
             "kept for backward / GiB": number(row["kept_for_backward_GiB"], 2),
             "step time": number(row["step_time_ratio"], 2),
         }
-        for row in rows("axes_overhead_cpu")
+        for row in rows("components_overhead_cpu")
     ]
 
 
 def dtc_overhead() -> str:
     """What DTC adds, beside what its paper prints (arXiv 2601.17939, table 7: a U-Net)."""
-    of = {row["variant"]: row for row in rows("axes_overhead_cpu")}
+    of = {row["variant"]: row for row in rows("components_overhead_cpu")}
 
     def more(key: str) -> float:
         return float(of["dtc"][key]) / float(of["plain"][key]) - 1
@@ -501,7 +501,7 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         memory,
         epoch_time,
         epoch_time_before,
-        axes_overhead,
+        components_overhead,
         dtc_overhead,
         thin_structures,
         hippocampus,

@@ -1,6 +1,6 @@
 """What each upsampling and head adds to nnU-Net's plain network: parameters, FLOPs, memory, time of a training step.
 
-    python benchmarks/axes_overhead.py --out benchmarks/results/axes_overhead_cpu
+    python benchmarks/components_overhead.py --out benchmarks/results/components_overhead_cpu
 
 Parameters, FLOPs and bytes kept for backward are counted without running anything, for nnU-Net's usual 3D network (6
 stages, patch 128^3, batch 2, deep supervision, float32). FLOPs are 2 x multiply-adds of convolutions and matrix
