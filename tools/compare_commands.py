@@ -41,6 +41,7 @@ TOOLS = ROOT / "tools"
 END_TO_END = ROOT / "tests" / "end_to_end"
 DATASETS = ("raw", "preprocessed", "results")
 TIMEOUT_S = 600
+LONGEST = 60  # lines of a diff that are printed
 TEXT = {".csv", ".def", ".html", ".json", ".jsonl", ".md", ".py", ".sh", ".svg", ".toml", ".txt", ".yml", "", ".log"}
 
 # What differs from run to run, and what to compare in its place.
@@ -53,7 +54,7 @@ NOISE = (
     (re.compile(r"/tmp/[\w.-]+"), "<temporary>"),
     (re.compile(r":\d+: (\w*Warning)"), r":<line>: \1"),
     (re.compile(r"0x[0-9a-f]{8,}"), "<address>"),
-    (re.compile(r"\b[mpc][0-9a-f]{10}\b"), "<id>"),  # matplotlib's, in SVG
+    (re.compile(r"\b(image|[mpc])[0-9a-f]{10}\b"), "<id>"),  # matplotlib's, in SVG
 )
 
 
@@ -122,9 +123,13 @@ class Difference:
     unwanted: int = 0
     reasons: Counter = field(default_factory=Counter)
 
-    def __str__(self) -> str:
-        parts = [line for part, lines in self.diffs.items() for line in (f"--- {part}", *lines)]
-        return "\n".join([f"$ {self.case.script}", *parts, ""])
+    def text(self, longest: int | None = None) -> str:
+        """The case and its diffs, of each `longest` lines at most."""
+        lines = [f"$ {self.case.script}"]
+        for part, diff in self.diffs.items():
+            left_out = len(diff[longest:]) if longest else 0
+            lines += [f"--- {part}", *diff[:longest], *([f"... and {left_out} lines"] if left_out else [])]
+        return "\n".join([*lines, ""])
 
 
 def read_cases(path: Path) -> list[Case]:
@@ -308,7 +313,7 @@ def compare_all(
             shutil.rmtree(kept, ignore_errors=True)
         else:
             kept.mkdir(exist_ok=True)
-            (kept / "difference.diff").write_text(str(difference))
+            (kept / "difference.diff").write_text(difference.text())
         crashed = [each.name for each, parts in zip((old, new), outcomes, strict=True) if has_traceback(parts)]
         word = "same" if difference is None else "DIFFERS" if difference.unwanted else "differs as wanted"
         code = f"exit code {outcomes[1]['exit code'][0]}"
@@ -372,7 +377,7 @@ def report(differences: list[Difference], wanted: dict[re.Pattern, str], all_of_
         if difference.case.group != group:
             group = difference.case.group
             print(f"\n{'=' * 20} {group}", file=out)
-        print(f"\n{difference}", file=out)
+        print(f"\n{difference.text(LONGEST)}", file=out)
     used = Counter()
     for difference in differences:
         used.update(difference.reasons)
