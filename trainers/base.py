@@ -1,11 +1,14 @@
 """What the trainers of this package share, and how their variants are made."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_deconver.layers.common import ChecksDevice
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.trainers.schedule import WarmupCosineScheduler
@@ -28,6 +31,9 @@ class ArchitectureTrainer(nnUNetTrainer):
     validation_iterations_per_epoch: int | None = None
     learning_rate: float | None = None
     decay: float | None = None
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
 
     # nnU-Net reads the parameters' names off the signature and looks them up in its own: they have to be these.
     def __init__(
@@ -64,14 +70,16 @@ class ArchitectureTrainer(nnUNetTrainer):
         Raises:
             ValueError: if the plans do not fit the network.
         """
-        configuration_manager = PlansManager(plans).get_configuration(configuration)
+        plans_manager = PlansManager(plans)
+        configuration_manager = plans_manager.get_configuration(configuration)
         patch_size = configuration_manager.patch_size
         with torch.device("meta"):
-            network = cls.build_network_architecture(None, configuration_manager, 1, 2, False)
+            network = cls.build_network_architecture(plans_manager, configuration_manager, 1, 2, False)
             network(torch.empty(1, 1, *patch_size))
 
+    # nnU-Net's is static, and called on the class.
     @classmethod
-    def build_network_architecture(
+    def build_network_architecture(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -95,7 +103,7 @@ class ArchitectureTrainer(nnUNetTrainer):
         """
         super().initialize()
         for module in self.network.modules():
-            if hasattr(module, "check_device"):
+            if isinstance(module, ChecksDevice):
                 module.check_device(self.device)
 
     def train_step(self, batch: dict) -> dict:
@@ -117,13 +125,22 @@ class ArchitectureTrainer(nnUNetTrainer):
         return outputs
 
 
-class AdamWRecipe:
+if TYPE_CHECKING:
+    _Trainer = ArchitectureTrainer
+else:
+    _Trainer = object
+
+
+class AdamWRecipe(_Trainer):
     """AdamW with warm-up and cosine, the recipe of arXiv 2504.00302, section 4.1; mix into a trainer."""
 
     learning_rate = 1e-4
     decay = 1e-5
 
-    def configure_optimizers(self):
+    # nnU-Net's types know its own optimizer and schedule alone.
+    def configure_optimizers(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+    ) -> tuple[torch.optim.Optimizer, WarmupCosineScheduler]:
         """Returns optimizer and scheduler, as nnU-Net asks for them."""
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, WarmupCosineScheduler(optimizer, self.initial_lr, self.num_epochs)

@@ -15,7 +15,7 @@ class DeconverTrainer(ArchitectureTrainer):
         return super().architecture(deconver_architecture(architecture, kernel_size=cls.kernel_size))
 
 
-class nnUNetTrainerDeconver(AdamWRecipe, DeconverTrainer):
+class nnUNetTrainerDeconver(AdamWRecipe, DeconverTrainer):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Deconver with the paper's recipe (AdamW 1e-4), for trainings of full length."""
 
 
