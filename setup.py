@@ -30,14 +30,14 @@ THREADS = [] if sys.platform == "darwin" else ["-fopenmp"]
 class BuildLibraries(build_ext):
     """Names them alike for every Python."""
 
-    def get_ext_filename(self, fullname) -> str:  # noqa: D102
+    def get_ext_filename(self, fullname: str) -> str:  # noqa: D102
         return f"{fullname.replace('.', '/')}.so"
 
 
 class PlatformWheel(bdist_wheel):
     """Fits every Python, but not every machine."""
 
-    def get_tag(self):  # noqa: D102
+    def get_tag(self) -> tuple[str, str, str]:  # noqa: D102
         return "py3", "none", super().get_tag()[2]  # "any" if there are no kernels
 
 

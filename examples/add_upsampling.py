@@ -5,6 +5,8 @@
 In a package of yours, the class and the entry stand in a module that its pyproject.toml names: see docs/extending.md.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -14,7 +16,7 @@ from nnunet_deconver.networks import UPSAMPLINGS, Component, PlainConvUNet
 class PixelShuffle(nn.Sequential):
     """A 1x1 convolution, whose channels become voxels."""
 
-    def __init__(self, in_channels, out_channels, stride) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
         positions = stride[0] * stride[1]
         super().__init__(nn.Conv2d(in_channels, out_channels * positions, 1), nn.PixelShuffle(stride[0]))
 

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from nnunet_deconver.errors import InputError
 
 
-def read_json(path: Path, what: str = "", expected: type = dict):
+def read_json(path: Path, what: str = "", expected: type = dict) -> Any:
     """The content of a JSON file.
 
     Args:
@@ -37,7 +37,7 @@ def read_json(path: Path, what: str = "", expected: type = dict):
 
 
 @contextmanager
-def written_whole(path: Path, mode: str = "w", **options) -> Iterator[IO]:
+def written_whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
     """Opens a file to write that takes its name once it is whole; a failure leaves the earlier file as it was.
 
     Args:

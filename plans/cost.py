@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -97,12 +98,13 @@ def network_cost(
         groups=stage_modules,
     )
     network, stages, meters, total = _count_flops(lambda: build_network(False), input_channels, patch_size)
-    sizes = sizes_per_stage(patch_size, network.encoder.strides) if stages else []
+    parts = cast(Any, network)  # if it has stages, it has an encoder and a decoder
+    sizes = sizes_per_stage(patch_size, parts.encoder.strides) if stages else []
     rows = [
         StageCost(
             name=name,
             size=tuple(int(s) for s in sizes[_level(name)]) if name != HEADS else (),
-            channels=network.decoder.num_classes if name == HEADS else network.encoder.output_channels[_level(name)],
+            channels=parts.decoder.num_classes if name == HEADS else parts.encoder.output_channels[_level(name)],
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
             flops=meters[name][0].flops,
             ndc_flops=meters[name][1](),
@@ -148,7 +150,9 @@ def prediction_cost(
     return PredictionCost(parameters, total, sum(updates() for _, updates in meters.values()))
 
 
-def _count_flops(build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]):
+def _count_flops(
+    build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]
+) -> tuple[nn.Module, dict[str, list[nn.Module]], dict[str, tuple["_FlopMeter", Callable[[], int]]], int]:
     """Sends a patch through: the network, its stages, per stage what tells FLOPs and those of updates, all FLOPs."""
     # As on a GPU, where every layer is called and every operation has a count.
     with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
@@ -177,10 +181,12 @@ def stage_modules(network: nn.Module) -> dict[str, list[nn.Module]]:
         Modules by "encoder 0" (highest resolution), ..., "decoder 0", and "heads"; empty for another network.
     """
     encoder, decoder = getattr(network, "encoder", None), getattr(network, "decoder", None)
-    if not (hasattr(encoder, "strides") and hasattr(encoder, "output_channels") and hasattr(decoder, "seg_layers")):
+    if encoder is None or not (hasattr(encoder, "strides") and hasattr(encoder, "output_channels")):
+        return {}
+    if decoder is None or not hasattr(decoder, "seg_layers"):
         return {}
     n_stages = len(encoder.strides)
-    stages = {f"encoder {level}": [] for level in range(n_stages)}
+    stages: dict[str, list[nn.Module]] = {f"encoder {level}": [] for level in range(n_stages)}
     stages |= {f"decoder {level}": [] for level in reversed(range(n_stages - 1))}
     for child in encoder.children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)) and n_stages - 1 <= len(child) <= n_stages:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -126,10 +127,11 @@ def training_memory(
 def nnunet_loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]:
     """nnU-Net's loss of the logits and targets of all resolutions, highest first; see `training_memory`."""
     dice = {"batch_dice": True, "smooth": 1e-5, "ddp": False}
+    dice_class: Any = MemoryEfficientSoftDiceLoss  # as nnU-Net's trainer, but not as its types have it
     if regions:
-        loss = DC_and_BCE_loss({}, dice | {"do_bg": True}, dice_class=MemoryEfficientSoftDiceLoss)
+        loss = DC_and_BCE_loss({}, dice | {"do_bg": True}, dice_class=dice_class)
     else:
-        loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=MemoryEfficientSoftDiceLoss)
+        loss = DC_and_CE_loss(dice | {"do_bg": False}, {}, dice_class=dice_class)
 
     def deeply_supervised(outputs: list[Tensor], targets: list[Tensor]) -> Tensor:
         # nnU-Net gives the lowest resolution no weight, and then does not compute its loss.
@@ -142,7 +144,7 @@ def nnunet_loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]
 class _HalfPrecisionPooling(TorchFunctionMode):
     """Keeps average pooling in 3D in half precision; autocast takes it to float32 on a CPU, but not on a GPU."""
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         with torch.autocast("cpu", enabled=False) if function is F.avg_pool3d else nullcontext():
             return function(*args, **(kwargs or {}))
 
@@ -162,7 +164,7 @@ class _Ledger(TorchDispatchMode):
         self._workspace = workspace
         self._known = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function in _OPAQUE:
             with self:
                 return _OPAQUE[function](*args, **(kwargs or {}))
@@ -172,7 +174,7 @@ class _Ledger(TorchDispatchMode):
             self.peak = max(self.peak, self.alive + _WORKSPACES[function](function, args, out))
         return out
 
-    def add(self, tensors) -> None:
+    def add(self, tensors: Any) -> None:
         """Counts the storages of tensors, in any nesting, that are not counted yet."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor):
@@ -194,14 +196,14 @@ _OPAQUE = {
 }
 
 
-def _convolution_workspace(function, args, out) -> int:
+def _convolution_workspace(function: Any, args: tuple, out: Any) -> int:
     groups = args[-2] if function is torch.ops.aten.convolution_backward.default else args[-1]
     if groups > 1:  # PyTorch's own kernels, which need none
         return 0
     return sum(tensor.nbytes for tensor in tree_leaves((args, out)) if isinstance(tensor, Tensor))
 
 
-def _update_workspace(function, args, out) -> int:
+def _update_workspace(function: Any, args: tuple, out: Any) -> int:
     # Gradient, image, source, filter, or from the image on.
     backward = function is torch.ops.nnunet_deconver.nonnegative_deconvolution_backward.default
     x, source = args[1:3] if backward else args[:2]
@@ -229,14 +231,14 @@ class _Kept:
     """
 
     def __init__(self, own: Iterable[Tensor], groups: Mapping[str, Iterable[nn.Module]]) -> None:
-        self.by = Counter()
+        self.by: Counter[str] = Counter()
         # Storages are held while they are followed, so that none takes the place of an earlier one.
-        self._known = {tensor.untyped_storage()._cdata: None for tensor in own}
+        self._known: dict[int, torch.UntypedStorage | None] = {tensor.untyped_storage()._cdata: None for tensor in own}
         self._groups = groups
         self._current = ""
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
-    def __enter__(self):
+    def __enter__(self) -> "_Kept":
         self._handles = []
         for name, modules in self._groups.items():
             for module in modules:
@@ -247,7 +249,7 @@ class _Kept:
         self._hooks.__enter__()
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         self._hooks.__exit__(*error)
         for handle in self._handles:
             handle.remove()

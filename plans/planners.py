@@ -12,7 +12,9 @@ import pydoc
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -29,7 +31,7 @@ DEFAULT_PLANS = "nnUNetPlans"
 ESTIMATE = "estimated_training_memory_GiB"
 
 # Memory targets in GiB by what they add to a name: those of nnU-Net's residual presets M, L and XL.
-MEMORY_TARGETS = {"": 8, "L": 24, "XL": 40}
+MEMORY_TARGETS: dict[str, float] = {"": 8, "L": 24, "XL": 40}
 
 # What decides how a case is preprocessed, in a configuration and in the plans as a whole.
 _PREPROCESSING = (
@@ -45,7 +47,15 @@ _PREPROCESSING = (
 _PREPROCESSING_OF_PLANS = ("image_reader_writer", "transpose_forward", "foreground_intensity_properties_per_channel")
 
 
-class PluginPlanner:
+if TYPE_CHECKING:
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+        ExperimentPlanner as _Planner,
+    )
+else:
+    _Planner = object
+
+
+class PluginPlanner(_Planner):
     """What the planners of this package share; mixed into a planner of nnU-Net.
 
     Class attributes set the name of the plans and the memory target unless the caller does, the recipe whose optimizer
@@ -77,9 +87,14 @@ class PluginPlanner:
         if not (math.isfinite(target) and target > 0):
             raise ValueError(f"the GPU memory target must be a positive number of GiB, got {target}")
         super().__init__(
-            dataset_name_or_id, target, preprocessor_name, plans_name, overwrite_target_spacing, suppress_transpose
+            dataset_name_or_id,
+            target,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,  # pyright: ignore[reportArgumentType] None is nnU-Net's own default
+            suppress_transpose,
         )
-        self._memory = {}
+        self._memory: dict[str, TrainingMemory] = {}
         self.labels = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
 
     def generate_data_identifier(self, configuration_name: str) -> str:
@@ -90,7 +105,7 @@ class PluginPlanner:
         """The architecture entry of this planner's network, given the one nnU-Net's planner makes."""
         raise NotImplementedError
 
-    def memory(self, architecture: dict, patch_size, batch_size: int) -> TrainingMemory:
+    def memory(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> TrainingMemory:
         """The memory of training the network an architecture entry names."""
         key = json.dumps([architecture, list(map(int, patch_size)), int(batch_size)])
         if key not in self._memory:
@@ -100,7 +115,7 @@ class PluginPlanner:
     def on_count(self) -> None:
         """Called for each training step counted; for showing progress."""
 
-    def _count_memory(self, architecture: dict, patch_size, batch_size: int) -> TrainingMemory:
+    def _count_memory(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> TrainingMemory:
         self.on_count()
         channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
         return training_memory(
@@ -179,7 +194,7 @@ class MemoryPlanner(PluginPlanner):
     upsampling: dict | None = None
     segmentation_head: dict | None = None
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         UPSAMPLINGS.check(self.upsampling)
         SEGMENTATION_HEADS.check(self.segmentation_head)
@@ -190,7 +205,7 @@ class MemoryPlanner(PluginPlanner):
         self.UNet_reference_val_2d = self.UNet_reference_val_3d = GIB
         self.UNet_reference_val_corresp_GB = 1
         self.UNet_reference_val_corresp_bs_2d = self.UNet_reference_val_corresp_bs_3d = self.UNet_min_batch_size
-        self._known = {}
+        self._known: dict[str | int, tuple[int, int, int]] = {}
 
     def architecture(self, architecture: dict) -> dict:
         """The backbone with the stages of nnU-Net's network, and this planner's upsampling and head."""
@@ -200,8 +215,15 @@ class MemoryPlanner(PluginPlanner):
             segmentation_head=self.segmentation_head,
         )
 
-    def static_estimate_VRAM_usage(
-        self, patch_size, input_channels, output_channels, arch_class_name, arch_kwargs, arch_kwargs_req_import
+    # nnU-Net's is static, and called on the planner.
+    def static_estimate_VRAM_usage(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        patch_size: Sequence[int],
+        input_channels: int,
+        output_channels: int,
+        arch_class_name: str,
+        arch_kwargs: dict,
+        arch_kwargs_req_import: Sequence[str],
     ) -> float:
         """Bytes of training with the smallest batch, which nnU-Net's search for a patch compares with the target.
 
@@ -224,7 +246,12 @@ class MemoryPlanner(PluginPlanner):
         return peak
 
     def get_plans_for_configuration(
-        self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+        self,
+        spacing: np.ndarray | tuple[float, ...] | list[float],
+        median_shape: np.ndarray | tuple[int, ...],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
     ) -> dict:
         """nnU-Net's configuration with this planner's network, and the batch size that fits it."""
         plan = super().get_plans_for_configuration(
@@ -266,7 +293,7 @@ class MemoryPlanner(PluginPlanner):
     def _target(self) -> float:
         return self.UNet_vram_target_GB * GIB
 
-    def _peak(self, architecture: dict, patch_size) -> float:
+    def _peak(self, architecture: dict, patch_size: Sequence[int]) -> float:
         # Counting takes half a second, and a search passes hundreds of patches, most of them much too large. All but
         # the parameters grows with the number of voxels, closely where the stages stay the same, roughly where not.
         # What fits is always counted.
@@ -318,9 +345,10 @@ def make_planner(
     combination = "".join(labels if labels and chosen.is_nnunets else [chosen.label, *labels])
     combination += _target_label(memory_target)
     what = " + ".join(["nnU-Net's own network" if chosen.is_nnunets else chosen.label, *labels])
+    planner: Any = pydoc.locate(chosen.planner)
     return type(
         f"nnUNetPlanner{combination}",
-        (MemoryPlanner, pydoc.locate(chosen.planner)),
+        (MemoryPlanner, planner),
         {
             "__module__": __name__,
             "__doc__": f"{what}, sized for {memory_target:g} GiB.",

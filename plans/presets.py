@@ -5,12 +5,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, make_planner
+from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, PluginPlanner, make_planner
 
 _FOLDER = Path(__file__).parent
 # From this ratio on nnU-Net calls the spacings of two axes different, and kernels flat.
@@ -48,7 +50,7 @@ class Preset:
     batch_size: int | None
     notes: Sequence[str] = ()
     architecture: dict | None = None
-    planned: dict | None = None
+    planned: dict[str, Any] | None = None
     published: dict[str, float] | None = None
 
     @property
@@ -70,6 +72,7 @@ class Preset:
             "__doc__": self.title,
         }
         if self.architecture is None:
+            assert self.planned is not None  # the schema wants one of the two
             return type("PresetPlanner", (_ForPreset, make_planner(**self.planned)), namespace)
         return type("PresetPlanner", (PresetPlanner,), namespace)
 
@@ -117,6 +120,7 @@ _VALIDATOR = Draft202012Validator(json.loads((_FOLDER / "preset.schema.json").re
 def _check(preset: Preset) -> None:
     """What a schema cannot say."""
     arch_kwargs = preset.architecture["arch_kwargs"] if preset.architecture else preset.planned
+    assert arch_kwargs is not None  # the schema wants one of the two
     UPSAMPLINGS.check(arch_kwargs.get("upsampling"))
     SEGMENTATION_HEADS.check(arch_kwargs.get("segmentation_head"))
     if preset.architecture is None:
@@ -133,7 +137,8 @@ def _check(preset: Preset) -> None:
 
 
 def total_strides(preset: Preset) -> list[int]:
-    """By how much the lowest resolution is lower than the highest, per axis."""
+    """By how much the lowest resolution is lower than the highest, per axis, where the preset has an architecture."""
+    assert preset.architecture is not None
     return [math.prod(axis) for axis in zip(*preset.architecture["arch_kwargs"]["strides"], strict=True)]
 
 
@@ -166,7 +171,7 @@ def misfits(preset: Preset, dataset_json: dict, num_heads: int, configuration: d
     return found
 
 
-class _ForPreset:
+class _ForPreset(PluginPlanner):
     """Refuses datasets without the configuration of a preset; mixed into a planner."""
 
     preset: Preset
@@ -188,12 +193,13 @@ class _ForPreset:
 class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
     """Plans the network of a preset, whatever the dataset; patch and batch too, where the preset has them."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lowres_creation_threshold = 0  # a preset is one configuration
 
     def architecture(self, architecture: dict) -> dict:
         """The preset's."""
+        assert self.preset.architecture is not None
         return self.preset.architecture
 
     def network_patch_size(self, patch_size: Sequence[int]) -> list[int]:
@@ -202,13 +208,15 @@ class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
             return self.preset.patch_size
         return [math.ceil(size / t) * t for size, t in zip(patch_size, total_strides(self.preset), strict=True)]
 
-    def static_estimate_VRAM_usage(self, patch_size, *args, **kwargs) -> float:
+    def static_estimate_VRAM_usage(self, patch_size: Sequence[int], *args: Any, **kwargs: Any) -> float:
         """See `MemoryPlanner`; nothing, where there is nothing to search for."""
         if self.preset.patch_size or len(patch_size) != self.preset.dimension:
             return 1
         return super().static_estimate_VRAM_usage(patch_size, *args, **kwargs)
 
-    def get_plans_for_configuration(self, spacing, *args, **kwargs) -> dict:
+    def get_plans_for_configuration(
+        self, spacing: np.ndarray | tuple[float, ...] | list[float], *args: Any, **kwargs: Any
+    ) -> dict:
         """See `MemoryPlanner`; the batch is the preset's, where it has one."""
         if len(spacing) != self.preset.dimension:
             # nnU-Net insists; `save_plans` drops it.

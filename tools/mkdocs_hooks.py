@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def on_page_markdown(markdown: str, page, **_) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
     """Turns links out of docs/ into plain text with the file's path: the site has no such pages.
 
     Raises:

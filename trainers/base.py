@@ -6,6 +6,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
+from nnunet_deconver.layers.common import ChecksDevice
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.recipes import EpochScheduler, Recipe
@@ -30,6 +31,9 @@ class ArchitectureTrainer(nnUNetTrainer):
     validation_iterations_per_epoch: int | None = None
     learning_rate: float | None = None
     decay: float | None = None
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
 
     # nnU-Net reads the parameters' names off the signature and looks them up in its own: they have to be these.
     def __init__(
@@ -68,14 +72,16 @@ class ArchitectureTrainer(nnUNetTrainer):
         Raises:
             ValueError: if the plans do not fit the network.
         """
-        configuration_manager = PlansManager(plans).get_configuration(configuration)
+        plans_manager = PlansManager(plans)
+        configuration_manager = plans_manager.get_configuration(configuration)
         patch_size = configuration_manager.patch_size
         with torch.device("meta"):
-            network = cls.build_network_architecture(None, configuration_manager, 1, 2, False)
+            network = cls.build_network_architecture(plans_manager, configuration_manager, 1, 2, False)
             network(torch.empty(1, 1, *patch_size))
 
+    # nnU-Net's is static, and called on the class.
     @classmethod
-    def build_network_architecture(
+    def build_network_architecture(  # pyright: ignore[reportIncompatibleMethodOverride]
         cls,
         plans_manager: PlansManager,
         configuration_manager: ConfigurationManager,
@@ -99,7 +105,7 @@ class ArchitectureTrainer(nnUNetTrainer):
         """
         super().initialize()
         for module in self.network.modules():
-            if hasattr(module, "check_device"):
+            if isinstance(module, ChecksDevice):
                 module.check_device(self.device)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:

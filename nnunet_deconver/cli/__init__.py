@@ -62,8 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.run(options) or 0
     except InputError as error:
         # A function's argument is named as the option that gave it.
-        option = f"--{error.argument.replace('_', '-')}" if isinstance(error, ArgumentError) else ""
-        text = option + str(error).removeprefix(error.argument) if option else str(error)
+        text = str(error)
+        if isinstance(error, ArgumentError):
+            text = f"--{error.argument.replace('_', '-')}" + text.removeprefix(error.argument)
         print(f"nnunet-deconver: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

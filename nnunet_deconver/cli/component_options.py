@@ -19,7 +19,7 @@ def upsampling_entry(name: str | None, receptive_field: str | None) -> dict | No
         if receptive_field is not None:
             raise InputError(f"--receptive-field {receptive_field} goes with --upsampling dtc")
         return None
-    entry = {"name": name}
+    entry: dict[str, float | str] = {"name": name}
     if receptive_field is not None:
         entry["receptive_field"] = _positive(receptive_field)
     try:
@@ -50,7 +50,7 @@ def _positive(text: str) -> float | str:
     try:
         number = float(text)
     except ValueError:
-        number = -1
+        number = -1.0
     if not number > 0:
         raise ArgumentError("receptive_field", text, "must be a positive number or inf")
     # JSON, in which plans are written, has no infinity.

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         same_grid=args.same_grid,
     )
     try:
-        if args.predictions is None:
+        if args.model is not None and args.predictions is None:
             summary = evaluate_model(args.model, args.out, references=args.references, **options)
         else:
             model = check_model(args.model) if args.model else None

@@ -2,8 +2,12 @@
 
 import argparse
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.integration.installation import require_nnunetv2
+
+if TYPE_CHECKING:
+    from nnunet_deconver.networks.components import Components
 
 SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads", "recipes", "metrics")
 
@@ -26,8 +30,8 @@ def source(name: str) -> str:
     return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 
 
-def summary_of(documented: type) -> str:
-    """The first line of a class's docstring."""
+def summary_of(documented: object) -> str:
+    """The first line of a docstring, such as a class's."""
     return (documented.__doc__ or "").strip().partition("\n")[0]
 
 
@@ -81,7 +85,7 @@ def choice_lines(choices: dict[str, tuple[str, str]]) -> list[str]:
     return [f"{name:<{width}}  {summary} [{source}]" for name, (summary, source) in choices.items()]
 
 
-def component_lines(components) -> list[str]:
+def component_lines(components: "Components") -> list[str]:
     """Describes upsamplings or heads, the backbone's own first."""
     own = {components.default: ("The backbone's own.", "nnU-Net")}
     return choice_lines(

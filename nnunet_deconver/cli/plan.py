@@ -3,8 +3,10 @@
 import argparse
 import io
 import json
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
 from nnunet_deconver.cli.tables import table
@@ -12,6 +14,10 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json
 from nnunet_deconver.integration.datasets import dataset_name, variable_folder
 from nnunet_deconver.integration.installation import require_nnunetv2
+
+if TYPE_CHECKING:
+    from nnunet_deconver.plans.planners import MemoryPlanner
+    from nnunet_deconver.plans.presets import Preset
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -90,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
     print("\n".join(report(plans, preprocessed / name, args.gpu_memory, preset, args.recipe)))
 
 
-def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: bool) -> tuple[dict, bool]:
+def make_plans(
+    planner: "type[MemoryPlanner]", dataset: str, plans_name: str | None, overwrite: bool
+) -> tuple[dict, bool]:
     """Runs a planner.
 
     Args:
@@ -111,18 +119,24 @@ def make_plans(planner: type, dataset: str, plans_name: str | None, overwrite: b
     from tqdm import tqdm
 
     with tqdm(desc="counting training steps", unit="", leave=False, bar_format="{desc}: {n_fmt}") as progress:
-        chosen = type(
+        chosen: Any = type(
             planner.__name__, (planner,), {"overwrite": overwrite, "on_count": lambda self: progress.update()}
         )
         path = Path(nnUNet_preprocessed) / dataset / f"{plans_name or planner.plans_name}.json"
         before = read_json(path, "move it away, or name the plans otherwise") if path.is_file() else None
         # nnU-Net prints every plan it tries.
         with redirect_stdout(io.StringIO()):
-            plans, _ = plan_experiment_dataset(dataset, chosen, overwrite_plans_name=plans_name)
+            plans, _ = plan_experiment_dataset(
+                dataset,  # pyright: ignore[reportArgumentType] nnU-Net takes names, too
+                chosen,
+                overwrite_plans_name=plans_name,
+            )
     return plans, json.loads(path.read_text()) != before
 
 
-def report(plans: dict, folder: Path, gpu_memory: float, preset, recipe: str | None = None) -> list[str]:
+def report(
+    plans: dict, folder: Path, gpu_memory: float, preset: "Preset | None", recipe: str | None = None
+) -> list[str]:
     """What to tell about new plans.
 
     Args:
@@ -135,7 +149,7 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset, recipe: str | N
     from nnunet_deconver.networks.backbones import recipe_trainer_name
     from nnunet_deconver.plans.planners import ESTIMATE
 
-    def sizes(values) -> str:
+    def sizes(values: Iterable[float]) -> str:
         return " x ".join(f"{value:.4g}" for value in values)
 
     own = {name: entry for name, entry in plans["configurations"].items() if name in plans[ESTIMATE]}
@@ -180,7 +194,7 @@ def report(plans: dict, folder: Path, gpu_memory: float, preset, recipe: str | N
     return lines
 
 
-def preset_notes(preset, configuration: dict, folder: Path) -> list[str]:
+def preset_notes(preset: "Preset", configuration: dict, folder: Path) -> list[str]:
     """Where the dataset does not fit a preset."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 

@@ -174,5 +174,5 @@ def run(args: argparse.Namespace) -> int:
         print("\nnnU-Net finds the trainers of nnunet-deconver.")
         return 0
     print("\nnnU-Net does not find the trainers of nnunet-deconver.")
-    print(problem or remedy(found, nnunetv2_folders()[0]))
+    print(problem if found is None else remedy(found, nnunetv2_folders()[0]))
     return 1

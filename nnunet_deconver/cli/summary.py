@@ -6,11 +6,15 @@ import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.cli.tables import table
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.integration.datasets import dataset_name, variable_folder
 from nnunet_deconver.integration.installation import require_nnunetv2
+
+if TYPE_CHECKING:
+    from nnunet_deconver.plans.cost import NetworkCost, StageCost
 
 DEFAULT_TRAINER = "nnUNetTrainer"
 
@@ -98,7 +102,7 @@ def find_files(args: argparse.Namespace) -> tuple[Path, Path]:
     return folder / f"{args.plans}.json", folder / "dataset.json"
 
 
-def stage_table(cost) -> str:
+def stage_table(cost: "NetworkCost") -> str:
     """The table of one network: a row per stage."""
     voxels = math.prod(cost.patch_size)
     rows = [
@@ -115,7 +119,7 @@ def stage_table(cost) -> str:
     return table(rows) if rows else "its stages are not those of a network of nnU-Net: totals only"
 
 
-def total_table(costs: dict) -> str:
+def total_table(costs: "dict[str, NetworkCost]") -> str:
     """The table of all networks: a row per network."""
     rows = [
         {
@@ -131,7 +135,7 @@ def total_table(costs: dict) -> str:
     return table(rows)
 
 
-def _kflops(counted, voxels: int) -> str:
+def _kflops(counted: "NetworkCost | StageCost", voxels: int) -> str:
     text = f"{counted.flops / voxels / 1e3:,.1f}"
     return text + (f" ({(counted.flops - counted.ndc_flops) / voxels / 1e3:,.1f})" if counted.ndc_flops else "")
 
@@ -140,7 +144,7 @@ def _gib(size: int) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def as_json(cost) -> dict:
+def as_json(cost: "NetworkCost") -> dict:
     """A cost as it is printed with --json: counts and bytes, unrounded."""
     voxels = math.prod(cost.patch_size)
     return asdict(cost) | {

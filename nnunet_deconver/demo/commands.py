@@ -9,7 +9,7 @@ import sys
 import sysconfig
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,10 +73,10 @@ def run_command(
 
 
 @contextmanager
-def _ending_with_this_block(process: subprocess.Popen):
+def _ending_with_this_block(process: subprocess.Popen) -> Iterator[None]:
     """Ends the process group that the process leads, whichever way the block is left: Ctrl-C and kill included."""
 
-    def terminated(*_) -> None:
+    def terminated(*_: object) -> None:
         sys.exit(128 + signal.SIGTERM)
 
     handler = signal.signal(signal.SIGTERM, terminated)

@@ -5,12 +5,19 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.integration.datasets import as_labels
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 FEWEST_CASES = 5
 
@@ -183,24 +190,24 @@ class RawData:
         files = [self.folder / f"images{split}" / f"{case}_{channel:04d}{self.ending}" for channel in channels]
         return [str(file) for file in files if file.exists()]
 
-    def read_held_out(self, case: str):
+    def read_held_out(self, case: str) -> "tuple[np.ndarray, np.ndarray, Sequence[float]]":
         """Image (channels, z, y, x), truth (z, y, x) and spacing (z, y, x) of a held-out case."""
         image, properties = self.io.read_images(self.images("Ts", case))
         return image, self.read_labels(self.folder / "labelsTs" / f"{case}{self.ending}"), properties["spacing"]
 
-    def read_labels(self, path: Path):
+    def read_labels(self, path: Path) -> "np.ndarray":
         """Labels (z, y, x)."""
         return self.io.read_seg(str(path))[0][0].astype(int)
 
 
-def _reader(description: dict, example: Path):
+def _reader(description: dict, example: Path | str) -> "BaseReaderWriter":
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it tells of each one it tries
         return determine_reader_writer_from_dataset_json(description, str(example))()
 
 
-def _label_manager(description: dict):
+def _label_manager(description: dict) -> "LabelManager":
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     return LabelManager(description["labels"], description.get("regions_class_order"))

@@ -5,8 +5,12 @@ import math
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.demo.dataset import RawData
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Dice = dict[str, dict[str, float]]  # class to case to Dice; NaN where neither truth nor prediction has the class
 
@@ -39,7 +43,7 @@ def best_threshold_dice(data: RawData, bins: int = 256) -> Dice:
     rng = np.random.default_rng(0)
     best = dict.fromkeys(data.classes, np.full(len(cases), np.nan))
 
-    def intensities(case, channel, standardise):
+    def intensities(case: str, channel: int, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
         image, truth, _ = data.read_held_out(case)
         values, counted = image[channel], np.ones(truth.shape, bool) if data.ignore is None else truth != data.ignore
         if standardise:
@@ -65,7 +69,7 @@ def best_threshold_dice(data: RawData, bins: int = 256) -> Dice:
     return {name: dict(zip(cases, map(float, dice), strict=True)) for name, dice in best.items()}
 
 
-def interval_dice(below, hits_below):
+def interval_dice(below: "np.ndarray", hits_below: "np.ndarray") -> "np.ndarray":
     """Dice per case of the interval with the best mean; both arguments are (cases, edges), see above."""
     import numpy as np
 

@@ -7,6 +7,7 @@ surroundings.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +57,17 @@ def make_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     grid = [axis + 0.06 * _smooth_noise(rng, shape, sigma=6) for axis in axes]
     tissue, labels = np.zeros(shape), np.zeros(shape, np.uint8)
 
-    def jitter(values, spread):
+    def jitter(values: Sequence[float] | np.ndarray, spread: float) -> np.ndarray:
         return np.asarray(values) + rng.uniform(-spread, spread, size=3)
 
-    def ellipsoid(center, radii):
-        return sum(((x - c) / r) ** 2 for x, c, r in zip(grid, center, radii, strict=True)) < 1
+    def ellipsoid(center: Sequence[float] | np.ndarray, radii: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.sum([((x - c) / r) ** 2 for x, c, r in zip(grid, center, radii, strict=True)], axis=0) < 1
 
-    def ring(center, radius, thickness):
+    def ring(center: np.ndarray, radius: float, thickness: float) -> np.ndarray:
         z, y, x = (axis - c for axis, c in zip(grid, center, strict=True))
         return (np.hypot(y, x) - radius) ** 2 + z**2 < thickness**2
 
-    def paint(mask, intensity, label) -> None:
+    def paint(mask: np.ndarray, intensity: float, label: int) -> None:
         tissue[mask] = intensity + rng.normal(0, 0.02)
         labels[mask] = label
 
@@ -89,12 +90,12 @@ def make_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     paint(ellipsoid(jitter((0, 0.50, 0), 0.03), (2.0, 0.17, 0.15)), 1.0, 0)  # spine
     for radius in rng.uniform(2.5, 4.0, size=rng.integers(2, 5)):
         # Inside the organ with a margin: a dark spot at its border could as well be the tissue around it.
-        depth = distance_transform_edt(labels == 1)
+        depth = np.asarray(distance_transform_edt(labels == 1))
         radius = min(radius, (depth.max() - 2) / 1.2)
         middle = rng.choice(np.argwhere(depth > 1.2 * radius + 1.5)) + rng.uniform(-0.5, 0.5, size=3)
         radii = radius * rng.uniform(0.8, 1.2, size=3)
-        offsets = ((i - m) / r for i, m, r in zip(np.indices(shape), middle, radii, strict=True))
-        paint(sum(offset**2 for offset in offsets) < 1, 0.42, 3)
+        offsets = [(i - m) / r for i, m, r in zip(np.indices(shape), middle, radii, strict=True)]
+        paint(np.sum(np.square(offsets), axis=0) < 1, 0.42, 3)
 
     image = gaussian_filter(tissue, 0.7)  # partial volume
     image *= np.exp(0.12 * _smooth_noise(rng, shape, sigma=12))  # bias field of the coil

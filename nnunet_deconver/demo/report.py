@@ -10,7 +10,7 @@ from nnunet_deconver.integration.datasets import as_labels
 
 def table_rows(dice: Dice, baseline: Dice) -> list[tuple[str, float, float]]:
     """Class, Dice and the best threshold's Dice; the last row has their means."""
-    rows = [(name, *(mean_dice(results[name].values()) for results in (dice, baseline))) for name in dice]
+    rows = [(name, mean_dice(dice[name].values()), mean_dice(baseline[name].values())) for name in dice]
     return [*rows, ("mean", mean_dice(row[1] for row in rows), mean_dice(row[2] for row in rows))]
 
 

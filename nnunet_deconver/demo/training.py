@@ -5,13 +5,18 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.demo.commands import run_command
 from nnunet_deconver.demo.dataset import RawData
 from nnunet_deconver.demo.output_folder import LOG
 from nnunet_deconver.demo.small_plans import choose_plans
 from nnunet_deconver.integration.trainers import external_folders, shim_folder
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 # Taken from the training cases. nnU-Net watches it while it trains and segments it afterwards, in all mirrorings: one,
 # because that takes time, and the held-out cases are the ones that count.
@@ -50,7 +55,7 @@ def train_and_predict(data: RawData, out: Path, trainer: str, device: str) -> Pa
         print(f"export {name}={shlex.quote(str(value))}")
     environment = {**os.environ, **{name: str(value) for name, value in variables.items()}, "PYTHONUNBUFFERED": "1"}
 
-    def nnunet(*command, on_line=None) -> None:
+    def nnunet(*command: object, on_line: Callable[[str], None] | None = None) -> None:
         run_command([str(word) for word in command], environment, out / LOG, on_line)
 
     configuration = "2d" if data.is_2d else "3d_fullres"
@@ -83,16 +88,16 @@ class TrainingBar:
 
     def __init__(self, debug_file: Path) -> None:
         self.debug_file = debug_file
-        self.bar = None
+        self.bar: tqdm | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "TrainingBar":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
 
-    def __call__(self, line: str):
+    def __call__(self, line: str) -> None:
         """Moves on with a line of nnU-Net's output."""
         from tqdm import tqdm
 

@@ -283,7 +283,7 @@ def read_case(
             continue
         truth, spacing = reference, own_spacing
         predictions[source.name] = Prediction(labels, dice_of(source, name, of))
-    if truth is None:
+    if truth is None or spacing is None:
         raise CaseError("no model has a prediction that can be shown")
     dataset = sources[0].dataset
     image, axes = load_image(find_images(name, sources[0].images, dataset.file_ending), dataset, truth.shape)

@@ -157,7 +157,8 @@ def merge_costs(
 def mean_quality(summary: Mapping, metric: str) -> tuple[float, float, float]:
     """The mean over classes of a metric, and the ends of its interval."""
     found = summary["foreground_mean"][metric]
-    return tuple(math.nan if value is None else value for value in (found["mean"], *found["ci95"]))
+    mean, low, high = (math.nan if value is None else float(value) for value in (found["mean"], *found["ci95"]))
+    return mean, low, high
 
 
 def training_runs(evaluations: Sequence[Evaluation]) -> dict[str, list[Curves]]:

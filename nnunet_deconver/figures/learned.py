@@ -55,7 +55,7 @@ def draw_sampling(
     places = np.mgrid[top : top + height, left : left + width].reshape(2, -1)
     samples = places + displacement[:, top : top + height, left : left + width].reshape(2, -1)
     lines = np.stack([places[::-1].T, samples[::-1].T], axis=1)
-    enlarged.add_collection(LineCollection(lines, colors=SAMPLE_COLOR, linewidths=0.6, zorder=2))
+    enlarged.add_collection(LineCollection([*lines], colors=SAMPLE_COLOR, linewidths=0.6, zorder=2))
     dots = {"linestyle": "", "marker": "o", "markeredgewidth": 0.3, "markeredgecolor": "black"}
     enlarged.plot(*places[::-1], **dots, color="white", markersize=1.6, label="output voxel")
     enlarged.plot(*samples[::-1], **dots, color=SAMPLE_COLOR, markersize=2.6, label="where it samples")
@@ -131,12 +131,14 @@ def draw_position(
         style = (
             {"cmap": "viridis", "vmin": 0, "vmax": high} if kind else {"cmap": "RdBu_r", "vmin": -high, "vmax": high}
         )
+        shown = None
         own = panels[:, kind * planes : (kind + 1) * planes]
         for row, of_class in enumerate(maps):
             for column, plane in enumerate(of_class):
                 shown = own[row, column].imshow(plane, aspect=aspects[column], **style)
                 if row == 0 and planes > 1:
                     own[row, column].set_title(names[column])
+        assert shown is not None  # there is a class at least
         bar = figure.colorbar(shown, ax=own, location="bottom", fraction=0.06, pad=0.03, aspect=25)
         bar.set_label(("added to the log-odds", "change of the weights")[kind])
     for axes in panels.flat:

@@ -6,10 +6,14 @@ A picture is as wide as a column of a paper or as its page, and nothing in it is
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnunet_deconver.figures.plots import COLUMN, FORMATS, save, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE, WRONG_CLASS, FAR = 1, 2, 3, 4, 5
 ERRORS = {
@@ -214,7 +218,7 @@ def draw_panels(
     headers = [_wrapped(name, int(cell * CHARACTERS)) for name in columns]
     handles = [Patch(color=colors[label], label=name) for label, name in classes.items()]
     handles += [Patch(color=color, label=texts[code]) for code, color in errors.items()]
-    entries = _beside([handle.get_label() for handle in handles], width)
+    entries = _beside([str(handle.get_label()) for handle in handles], width)
     below = LEGEND_LINE * -(-len(handles) // entries) + 2 * GAP
     above = LINE * (max(header.count("\n") for header in headers) + 1 + 1.5 * bool(title)) + 2 * GAP
     height = above + sum(heights) + GAP * (len(rows) - 1) + below
@@ -261,7 +265,7 @@ class _Picture:
     height: float
     text: str = ""
 
-    def draw(self, axes) -> None:
+    def draw(self, axes: "Axes") -> None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         if self.pixels is None:
@@ -274,7 +278,14 @@ class _Picture:
             axes.text(0.97, 0.97, self.text, color="white", weight="bold", size=7, bbox=box, **corner)
 
 
-def _pictures(case: Case, colors, errors, ignore, axis: int | None, segmentations: bool) -> list[_Picture]:
+def _pictures(
+    case: Case,
+    colors: Mapping[int, str],
+    errors: Mapping[int, str],
+    ignore: int | None,
+    axis: int | None,
+    segmentations: bool,
+) -> list[_Picture]:
     """Image, truth, and for each method its errors, in one slice."""
     flat = case.truth.shape[0] == 1
     axis = choose_axis(case.truth.shape, case.spacing) if axis is None or flat else axis
@@ -291,7 +302,7 @@ def _pictures(case: Case, colors, errors, ignore, axis: int | None, segmentation
     aspect = rows / columns
     shape = aspect, aspect * image.shape[0] / image.shape[1]
 
-    def painted(codes, palette, text=""):
+    def painted(codes: np.ndarray, palette: Mapping[int, str], text: str = "") -> _Picture:
         return _Picture(overlay(image, np.take(codes, index, axis), palette), *shape, text)
 
     pictures = [_Picture(image, *shape), painted(case.truth, colors)]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,13 @@ from nnunet_deconver.files import written_whole
 from nnunet_deconver.models.training_log import Curves
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from nnunet_deconver.plans.cost import NetworkCost
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # Okabe and Ito's colors, which color-blind readers tell apart; without black and yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,7 +30,7 @@ COLUMN = 3.5  # inches
 MOST_IN_A_COLUMN = 4  # panels below each other; more stand in two columns of a page
 MOST_ON_A_LINEAR_AXIS = 20
 FORMATS = ("png", "svg")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -38,11 +44,11 @@ STYLE = {
 }
 
 
-def styled(draw: Callable) -> Callable:
+def styled(draw: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Lets a function draw in `STYLE`, which matplotlib looks up while it draws."""
 
     @wraps(draw)
-    def styled(*args, **kwargs):
+    def styled(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         from matplotlib import rc_context
 
         with rc_context(STYLE):
@@ -199,6 +205,7 @@ def draw_networks(costs: Mapping[str, "NetworkCost"], path: Path) -> None:
         costs: by name.
         path: image to write.
     """
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 5), layout="constrained")
@@ -223,16 +230,17 @@ def draw_networks(costs: Mapping[str, "NetworkCost"], path: Path) -> None:
         loc="outside lower center", ncols=2, fontsize="small", title="network, training memory", title_fontsize="small"
     )
     for handle in legend.legend_handles:
+        assert isinstance(handle, PathCollection)  # of a scatter plot
         handle.set_sizes([50])
     save(figure, path.with_suffix(""), [path.suffix[1:]])
 
 
-def _draw_box(panel, values: np.ndarray, row: int) -> None:
+def _draw_box(panel: "Axes", values: np.ndarray, row: int) -> None:
     """Tukey's box: quartiles, the median, whiskers to the last values within 1.5 times the quartiles' distance."""
     low, median, high = np.percentile(values, [25, 50, 75])
     reach = 1.5 * (high - low)
     ends = values[values >= low - reach].min(), values[values <= high + reach].max()
-    style = {"color": "black", "linewidth": 0.8, "zorder": 2}
+    style: dict[str, Any] = {"color": "black", "linewidth": 0.8, "zorder": 2}
     panel.barh(row, high - low, left=low, height=0.55, fill=False, edgecolor="black", linewidth=0.8, zorder=2)
     panel.plot([median, median], [row - 0.275, row + 0.275], **(style | {"linewidth": 1.6}))
     for start, end in ((low, ends[0]), (high, ends[1])):
@@ -240,14 +248,14 @@ def _draw_box(panel, values: np.ndarray, row: int) -> None:
         panel.plot([end, end], [row - 0.12, row + 0.12], **style)
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> "Figure":
     # Not pyplot: its windows and its global state are of no use here.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save(figure, path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def save(figure: "Figure", path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Writes a figure, each file whole or not at all.
 
     Args:

@@ -2,31 +2,36 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.figures.learned import draw_position, draw_sampling
 from nnunet_deconver.figures.panels import choose_axis
 from nnunet_deconver.integration.datasets import as_labels
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm
-from nnunet_deconver.metrics.cases import find_images
+from nnunet_deconver.metrics.cases import CaseFiles, find_images
 from nnunet_deconver.metrics.comparison import file_name
 from nnunet_deconver.models.checkpoint import find_checkpoint, load_weights
 from nnunet_deconver.models.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from nnunet_deconver.figures.cases import Source
 
 SAMPLING, POSITION = "sampling", "position"
 CLASSES_SHOWN = 6
 
 
 def draw_learned(
-    source, cases: Sequence[str], out: Path, problems: dict[str, str], not_built: dict[str, str]
+    source: "Source", cases: Sequence[str], out: Path, problems: dict[str, str], not_built: dict[str, str]
 ) -> list[Path]:
     """Draws where the last upsampling samples, if it is DTC, and what the head makes of the position, if it is NeRD.
 
     Args:
-        source: a `cases.Source`. Without a known model folder, there is nothing to draw.
+        source: where the model's cases are. Without a known model folder, there is nothing to draw.
         cases: of those drawn, the one in the middle is shown: the median case.
         out: folder for the pictures.
         problems: gets why what should be drawn is not.
@@ -57,14 +62,14 @@ def draw_learned(
             paths += draw_head(model, head, source.name, out / f"{POSITION}_{name}")
         if upsampling and case is None:
             raise InputError("none of its cases is drawn, so there is none to show its sampling in")
-        if upsampling:
+        if upsampling and case:
             paths += draw_upsampling(model, network, upsampling, source, case, out / f"{SAMPLING}_{name}")
     except ValueError as error:  # InputError and CaseError are both
         problems[source.name] = str(error)
     return paths
 
 
-def components_of(network) -> tuple:
+def components_of(network: nn.Module) -> tuple[DeformableTransposedConvolution | None, NeRDm | NeRDc | None]:
     """A network's last DTC upsampling and its NeRD head of the highest resolution; None for what it has not."""
     decoder = getattr(network, "decoder", None)
     upsamplings, heads = ([*getattr(decoder, name, [])] for name in ("transpconvs", "seg_layers"))
@@ -75,15 +80,22 @@ def components_of(network) -> tuple:
     return upsampling, head
 
 
-def draw_upsampling(model: TrainedModel, network, upsampling, source, case, path: Path) -> list[Path]:
+def draw_upsampling(
+    model: TrainedModel,
+    network: nn.Module,
+    upsampling: DeformableTransposedConvolution,
+    source: "Source",
+    case: CaseFiles,
+    path: Path,
+) -> list[Path]:
     """Draws where the upsampling samples in the patch of a case with most foreground.
 
     Args:
         model: whose network it is.
         network: trained.
         upsampling: its last.
-        source: a `cases.Source`.
-        case: of its cases, a `cases.Case`.
+        source: where the model's cases are.
+        case: one of them.
         path: without ending.
 
     Raises:
@@ -109,7 +121,7 @@ def draw_upsampling(model: TrainedModel, network, upsampling, source, case, path
     )  # fmt: skip
 
 
-def _limit(upsampling, axis: int) -> float:
+def _limit(upsampling: DeformableTransposedConvolution, axis: int) -> float:
     """Voxels by which a sample can move along an axis; infinity where nothing bounds it."""
     if not upsampling.tanh or upsampling.weighting == "linear":
         return float("inf")
@@ -147,7 +159,9 @@ def read_patch(model: TrainedModel, images: Sequence[Path], reference: Path) -> 
     return image[(slice(None), *window)], truth[window]
 
 
-def learned_displacement(network, upsampling, image):
+def learned_displacement(
+    network: nn.Module, upsampling: DeformableTransposedConvolution, image: np.ndarray
+) -> np.ndarray:
     """By how many of its output's voxels an upsampling samples elsewhere than linear interpolation would.
 
     Args:
@@ -172,7 +186,7 @@ def learned_displacement(network, upsampling, image):
     return relative.numpy() * np.array(scale).reshape(-1, *[1] * (relative.ndim - 1))
 
 
-def draw_head(model: TrainedModel, head, name: str, path: Path) -> list[Path]:
+def draw_head(model: TrainedModel, head: NeRDm | NeRDc, name: str, path: Path) -> list[Path]:
     """Draws what a NeRD head makes of the position in the patch, in the planes through its middle."""
     labels = model.plans.get_label_manager(model.dataset)
     names = {as_labels(value): name for name, value in model.dataset["labels"].items()}
@@ -194,7 +208,7 @@ def draw_head(model: TrainedModel, head, name: str, path: Path) -> list[Path]:
     )
 
 
-def position_maps(head, patch_size: Sequence[int], softmax: bool) -> tuple[list, list]:
+def position_maps(head: NeRDm | NeRDc, patch_size: Sequence[int], softmax: bool) -> tuple[list, list]:
     """What a head makes of the position: at each it is a linear classifier, with weights and a constant of its own.
 
     They are measured: the constant is the head's answer to features of zero, a weight its answer to one feature alone.
@@ -210,7 +224,7 @@ def position_maps(head, patch_size: Sequence[int], softmax: bool) -> tuple[list,
         (K or K - 1, rows, columns).
     """
 
-    def planes(logits):
+    def planes(logits: torch.Tensor) -> list[torch.Tensor]:
         """The planes through the middle, (K, rows, columns) each."""
         logits = logits[1:] - logits[:1] if softmax else logits
         if len(patch_size) == 2:

@@ -43,7 +43,7 @@ def dataset_name(number_or_name: str) -> str:
     return name
 
 
-def as_labels(value) -> tuple[int, ...]:
+def as_labels(value: int | str | list[int] | tuple[int, ...]) -> tuple[int, ...]:
     """A label, or the labels of a region, alike for the numbers, lists and tuples that nnU-Net has for them."""
     labels = value if isinstance(value, list | tuple) else (value,)
     return tuple(sorted(int(label) for label in labels))

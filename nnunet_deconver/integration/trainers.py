@@ -4,9 +4,13 @@ import io
 import os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nnunet_deconver
 from nnunet_deconver.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 VARIABLE = "nnUNet_extTrainer"
 
@@ -32,7 +36,7 @@ def export_line() -> str:
     return f"export {VARIABLE}={kept}$(nnunet-deconver trainer-path)"
 
 
-def search_trainer(name: str) -> type:
+def search_trainer(name: str) -> "type[nnUNetTrainer]":
     """Asks nnU-Net for a trainer, as nnUNetv2_train does.
 
     Raises:

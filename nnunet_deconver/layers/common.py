@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from numbers import Integral
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,19 @@ class ChecksDevice(Protocol):
 
     def check_device(self, device: torch.device | str) -> None:
         """Raises ValueError if this module cannot be trained on a device; to be called before training."""
+        ...
+
+
+@runtime_checkable
+class StartsAsPlain(Protocol):
+    """A module that a trained network can be given in place of a plain layer."""
+
+    def start_as(self, plain: Any) -> None:
+        """Makes the module compute what a plain layer does, exactly.
+
+        Args:
+            plain: the layer: a transposed convolution with kernel = stride, or a 1x1 convolution.
+        """
         ...
 
 

@@ -277,15 +277,14 @@ class PatientAxes:
         found = dict(zip(world.tolist(), axes.tolist(), strict=True))
         # SimpleITK's x and y run to the left and to the back, nibabel's to the right and to the front; z to the head.
         wanted = {0: 1, 1: 1, 2: -1} if "origin" in geometry else {0: -1, 1: -1, 2: -1}
-        order = tuple(found[axis] for axis in (2, 1, 0))
-        flipped = tuple(bool(along[axis, found[axis]] * wanted[axis] < 0) for axis in (2, 1, 0))
-        return cls(order, flipped)
+        depth, height, width = (bool(along[axis, found[axis]] * wanted[axis] < 0) for axis in (2, 1, 0))
+        return cls((found[2], found[1], found[0]), (depth, height, width))
 
     def turn(self, voxels: np.ndarray) -> np.ndarray:
         """Turns (..., z, y, x) such that its last axes run from head to feet, front to back, right to left."""
         leading = voxels.ndim - 3
         turned = voxels.transpose(*range(leading), *(leading + axis for axis in self.order))
-        return np.flip(turned, [leading + axis for axis, flip in enumerate(self.flipped) if flip])
+        return np.flip(turned, tuple(leading + axis for axis, flip in enumerate(self.flipped) if flip))
 
     def turn_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """The sizes of a voxel along the axes after `turn`."""

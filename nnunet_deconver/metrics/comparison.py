@@ -349,7 +349,8 @@ def wilcoxon(differences: np.ndarray) -> float:
     differences = np.round(differences, 12)
     if not differences.any():
         return 1.0
-    return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
+    found: Any = stats.wilcoxon(differences, zero_method="wilcox")  # scipy comes without types
+    return float(found.pvalue)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -46,7 +46,7 @@ class Settings:
     unit: str = "mm"
     same_grid: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, choices in (("surface", SURFACES), ("empty", EMPTY_POLICIES), ("brats", (None, *BRATS_RULES))):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}: must be one of {', '.join(map(str, choices))}, got {getattr(self, name)}")
@@ -201,10 +201,11 @@ def define_brats(settings: Settings, rank: int) -> dict[str, Metric]:
 
 def policies(settings: Settings) -> dict[str, str]:
     """What is done at the edges of the definitions, in sentences for reports."""
-    one_empty = {
+    sentences: dict[float | str, str] = {
         "diagonal": "distances are the diagonal of the image",
         "nan": "distances are undefined and left out of means",
-    }.get(settings.one_empty, f"distances are {settings.one_empty} {settings.unit}")
+    }
+    one_empty = sentences.get(settings.one_empty, f"distances are {settings.one_empty} {settings.unit}")
     return {
         "both_empty": {
             "nan": "undefined and left out of means, as in nnU-Net",

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import nnunet_deconver
 from nnunet_deconver.errors import ArgumentError
@@ -381,7 +382,7 @@ def _write_results(
     return summary
 
 
-def _without_nan(content):
+def _without_nan(content: Any) -> Any:
     """NaN is not JSON: null instead."""
     if isinstance(content, Mapping):
         return {key: _without_nan(value) for key, value in content.items()}

@@ -9,6 +9,7 @@ Two families, which answer different questions and must not be mixed:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -142,7 +143,8 @@ def label(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Numbers the components of a mask, connected by faces, edges or corners: (labels from 1 on, their number)."""
     from scipy import ndimage
 
-    return ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
+    found = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
+    return cast(tuple[np.ndarray, int], found)  # scipy comes without types
 
 
 def enclosing(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:

@@ -57,19 +57,20 @@ def measure(
         # Most classes fill a small part of an image: measured there, all is faster.
         here = [found[label] for found in boxes for label in labels if label in found]
         box = enclosing(here) if here and 0 not in labels else tuple(slice(length) for length in reference.shape)
-        masks = [np.isin(whole[box], labels) for whole in (reference, prediction)]
+        truth, predicted = (np.isin(whole[box], labels) for whole in (reference, prediction))
         if ignore is not None:
-            masks = [mask & (reference[box] != ignore) for mask in masks]
-        empty = [not mask.any() for mask in masks]
+            counts = reference[box] != ignore
+            truth, predicted = truth & counts, predicted & counts
+        empty = not truth.any(), not predicted.any()
         note = {
             (True, True): "both empty",
             (True, False): "reference empty",
             (False, True): "prediction empty",
-        }.get(tuple(empty), "")
-        pair = Masks(*masks, spacing, settings, {distance: beyond[box] for distance, beyond in far.items()})
+        }.get(empty, "")
+        distant = {distance: beyond[box] for distance, beyond in far.items()}
         found = {}
         for measurement in wanted_measurements(settings).values():
-            found |= measurement.measure(pair)
+            found |= measurement.measure(Masks(truth, predicted, spacing, settings, distant))
         for metric, definition in table.items():
             value = _resolve(found[metric], definition, all(empty), diagonal, settings)
             values.append(Value(name, metric, value, note))
@@ -103,7 +104,7 @@ def far_masks(
         reference, [label for labels in classes.values() for label in labels if label not in (0, ignore)]
     )
     if foreground.any():
-        nearest = ndimage.distance_transform_edt(~foreground, sampling=spacing)
+        nearest = np.asarray(ndimage.distance_transform_edt(~foreground, sampling=spacing))
     else:
         nearest = np.full(reference.shape, np.inf)
     # As with tolerances: a voxel exactly at the distance is not beyond it for a spacing's single precision.
@@ -112,10 +113,10 @@ def far_masks(
 
 def _resolve(value: float, metric: Metric, both_empty: bool, diagonal: float, settings: Settings) -> float:
     """Puts the settings' policies where a definition ends: at 0 / 0 and at the distance to nothing."""
-    if math.isnan(value) and both_empty and settings.empty == "best":
+    if math.isnan(value) and both_empty and settings.empty == "best" and metric.ideal is not None:
         return metric.ideal
     if metric.is_distance and math.isinf(value):
-        return {"diagonal": diagonal, "nan": math.nan}.get(settings.one_empty, settings.one_empty)
+        return diagonal if settings.one_empty == "diagonal" else float(settings.one_empty)
     return value
 
 

@@ -4,6 +4,7 @@ Dice and Jaccard are nnU-Net's own (nnunetv2.evaluation.evaluate_predictions.com
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def overlap_metrics(reference: np.ndarray, prediction: np.ndarray) -> dict[str, 
     }
 
 
-def volume_metrics(reference: np.ndarray, prediction: np.ndarray, spacing: tuple[float, ...]) -> dict[str, float]:
+def volume_metrics(reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
     """Volumes and their differences, in the unit of `spacing` to the power of the number of axes, and in percent.
 
     Args:

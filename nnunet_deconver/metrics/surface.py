@@ -165,7 +165,7 @@ def surface_elements(mask: np.ndarray, spacing: Sequence[float], surface: str) -
     inside = np.pad(mask[box], 1)
     if surface == "voxels":
         # binary_erosion's default is a cross: neighbours share a face.
-        indices = np.argwhere(inside & ~ndimage.binary_erosion(inside))
+        indices = np.argwhere(inside & np.logical_not(ndimage.binary_erosion(inside)))
         weights = np.ones(len(indices))
         first_centre = 0.0
     else:

@@ -1,8 +1,12 @@
 """Checkpoints of nnU-Net."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunet_deconver.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The newest first: of a run that goes on, checkpoint_latest is newer than checkpoint_best.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -52,7 +56,7 @@ def find_checkpoint(model: Path, fold: str = "fold_*") -> Path:
     raise InputError(f"{model / fold}: has no checkpoint ({', '.join(CHECKPOINTS)})")
 
 
-def load_weights(network, checkpoint: Path) -> None:
+def load_weights(network: "nn.Module", checkpoint: Path) -> None:
     """Gives a network a checkpoint's weights.
 
     Raises:

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
@@ -137,7 +138,12 @@ def _from_architecture(architecture: dict, channels: int, num_classes: int, deep
 
 
 def _from_trainer(
-    trainer: type, manager, configuration, channels: int, num_classes: int, deep_supervision: bool
+    trainer: type[nnUNetTrainer],
+    manager: PlansManager,
+    configuration: ConfigurationManager,
+    channels: int,
+    num_classes: int,
+    deep_supervision: bool,
 ) -> nn.Module:
     return trainer.build_network_architecture(manager, configuration, channels, num_classes, deep_supervision)
 

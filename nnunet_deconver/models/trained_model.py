@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -9,6 +10,10 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json
 from nnunet_deconver.models.checkpoint import find_checkpoint, load_weights, read_checkpoint
 from nnunet_deconver.models.trainer import find_trainer
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 
 @dataclass(frozen=True)
@@ -27,9 +32,9 @@ class TrainedModel:
     """
 
     path: Path
-    trainer: type
-    plans: object
-    configuration: object
+    trainer: "type[nnUNetTrainer]"
+    plans: "PlansManager"
+    configuration: "ConfigurationManager"
     dataset: dict
     input_channels: int
     num_classes: int

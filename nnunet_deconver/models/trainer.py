@@ -1,12 +1,17 @@
 """The classes that trained a model, or will."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from nnunet_deconver.integration.trainers import search_trainer
 
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-def find_trainer(name: str) -> type:
+
+def find_trainer(name: str) -> "type[nnUNetTrainer]":
     """A trainer of this package, registered or not, or any other that nnU-Net finds.
 
     Raises:
@@ -17,7 +22,7 @@ def find_trainer(name: str) -> type:
     return getattr(trainers, name) if name in trainers.__all__ else search_trainer(name)
 
 
-def trainer_optimizer(trainer: type, network: nn.Module) -> torch.optim.Optimizer:
+def trainer_optimizer(trainer: "type[nnUNetTrainer]", network: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that a trainer gives a network, without training.
 
     A trainer needs preprocessed data and makes folders when it is constructed; its optimizer needs neither.

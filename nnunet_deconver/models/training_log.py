@@ -57,7 +57,7 @@ def parse_logs(texts: list[str]) -> Curves | None:
     epochs = {}
     for text in texts:
         for part in re.split(r"Epoch (?=\d+\s)", text)[1:]:
-            number = int(re.match(r"\d+", part).group())
+            number = int(part.split(maxsplit=1)[0])
             losses = [_number(rf"{name} (\S+)", part) for name in ("train_loss", "val_loss")]
             dice = re.search(r"Pseudo dice \[(.*?)\]", part)
             # Newer versions of numpy print np.float32(0.5).

@@ -5,13 +5,16 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
+from nnunet_deconver.layers.common import StartsAsPlain
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
@@ -48,9 +51,10 @@ def check_choice(upsampling: dict | None, head: dict | None) -> None:
     if upsampling is None and head is None:
         raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
     for argument, components, entry in (("upsampling", UPSAMPLINGS, upsampling), ("head", SEGMENTATION_HEADS, head)):
+        if entry is None:
+            continue
         try:
-            if entry is not None:
-                components.check_can_start(entry)
+            components.check_can_start(entry)
         except ValueError as error:
             raise ArgumentError(argument, entry["name"], str(error)) from error
 
@@ -103,9 +107,9 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
     }, plans
 
 
-def check_same_function(stock, network, channels: int, patch_size: list[int]) -> None:
+def check_same_function(stock: nn.Module, network: nn.Module, channels: int, patch_size: list[int]) -> None:
     """Raises InputError unless two networks compute the same on an image of about half the patch's extent."""
-    strides = [math.prod(axis) for axis in zip(*stock.encoder.strides, strict=True)]
+    strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
     # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
     size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
     with torch.no_grad():
@@ -117,7 +121,7 @@ def check_same_function(stock, network, channels: int, patch_size: list[int]) ->
         )
 
 
-def transfer(stock, network) -> None:
+def transfer(stock: nn.Module, network: nn.Module) -> None:
     """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
 
     Args:
@@ -129,8 +133,13 @@ def transfer(stock, network) -> None:
     weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})
     network.load_state_dict(weights)
     for kind in ("transpconvs", "seg_layers"):
-        for old, new in zip(getattr(stock.decoder, kind), getattr(network.decoder, kind), strict=True):
+        for old, new in zip(
+            stock.get_submodule(f"decoder.{kind}").children(),
+            network.get_submodule(f"decoder.{kind}").children(),
+            strict=True,
+        ):
             if type(new) is not type(old):
+                assert isinstance(new, StartsAsPlain)  # as `check_choice` has seen to
                 new.start_as(old)
 
 

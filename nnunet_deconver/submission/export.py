@@ -183,8 +183,9 @@ def choose_inputs(model: Model, target: Target, chosen: list[list[str]]) -> list
             )
     if chosen or target.layout != "cases":
         return chosen
-    suffixes = [target.suffixes.get(re.sub(r"[\W_]", "", name).lower()) for name in channels.values()]
-    if None in suffixes or len(set(suffixes)) < len(suffixes):
+    known = [target.suffixes.get(re.sub(r"[\W_]", "", name).lower()) for name in channels.values()]
+    suffixes = [suffix for suffix in known if suffix is not None]
+    if len(set(suffixes)) < len(channels):
         raise InputError(
             f"the channels ({names}) do not say how the names of their files end; add --input-sockets SUFFIX ..., one "
             f"per channel, such as {' '.join(dict.fromkeys(target.suffixes.values()))}"
@@ -192,7 +193,7 @@ def choose_inputs(model: Model, target: Target, chosen: list[list[str]]) -> list
     return [suffixes]
 
 
-def choose_outputs(model: Model, target: Target, outputs: list[str] | None, socket: str | None) -> list[dict]:
+def choose_outputs(model: Model, target: Target, outputs: Sequence[str] | None, socket: str | None) -> list[dict]:
     """What is written of each case, for settings.json.
 
     Args:
@@ -239,7 +240,7 @@ def choose_outputs(model: Model, target: Target, outputs: list[str] | None, sock
         chosen.append({"probability": name or None, "folder": folder})
     folders = [output["folder"] for output in chosen]
     if len(set(folders)) < len(folders):
-        raise ArgumentError("output", " ".join(outputs), "each must have a SOCKET of its own")
+        raise ArgumentError("output", " ".join(outputs or ()), "each must have a SOCKET of its own")
     return chosen
 
 
@@ -268,7 +269,7 @@ def describe_torch(torch: str, cuda: str) -> str:
     return f"{torch} for CUDA {cuda}{why}"
 
 
-def read_model(folder: Path, folds: list[str] | None, checkpoint: str) -> Model:
+def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Model:
     """Reads what a model folder says of itself.
 
     Args:
@@ -350,6 +351,7 @@ def own_trainers(name: str) -> Path | None:
             return folder
     root = nnunetv2_folders()[0].parent
     nnunet = installed_distribution("nnunetv2")
+    assert nnunet is not None  # it was imported from there
     files = {Path(file.locate()) for file in nnunet.files or ()}
     # An editable clone travels as a whole.
     if root / module not in files and nnunet.read_text("direct_url.json") is None:

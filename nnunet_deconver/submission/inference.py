@@ -27,6 +27,12 @@ from http.server import BaseHTTPRequestHandler
 from io import StringIO
 from pathlib import Path
 from socketserver import ThreadingTCPServer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 # What libraries keep for later, by the variable that says where.
 CACHES = (
@@ -131,7 +137,7 @@ def fail(reason: object) -> int:
     return 1
 
 
-def read_json(path: Path):
+def read_json(path: Path) -> Any:
     """A JSON file; raises UnusableError if there is none."""
     try:
         return json.loads(path.read_text())
@@ -175,9 +181,9 @@ def serve(run: Callable[[], int], port: int = PORT) -> None:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, template, *values) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             # To stdout: the platform shows what is on stderr as warnings about the result.
-            print(template % values, flush=True)
+            print(format % args, flush=True)
 
     with Server(("", port), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -192,7 +198,7 @@ def serve(run: Callable[[], int], port: int = PORT) -> None:
                 job.set_result(1)
 
 
-def load_predictor(model: Path, settings: dict):
+def load_predictor(model: Path, settings: dict) -> "nnUNetPredictor":
     """nnU-Net's predictor with all folds of the model.
 
     Args:
@@ -260,7 +266,7 @@ def gpu_is_visible() -> bool:
     return named or torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def segment_all(inputs: Path, output: Path, predictor, settings: dict) -> int:
+def segment_all(inputs: Path, output: Path, predictor: "nnUNetPredictor", settings: dict) -> int:
     """Segments all cases in a folder.
 
     Args:
@@ -393,7 +399,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def segment(case: Case, output: Path, predictor, settings: dict) -> bool:
+def segment(case: Case, output: Path, predictor: "nnUNetPredictor", settings: dict) -> bool:
     """Segments a case and writes what settings.json asks for, or says on stderr why it cannot.
 
     Args:
@@ -451,7 +457,7 @@ def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | 
     return path if reason is None else f"{path}, because {reason}"
 
 
-def read_images(case: Case, predictor) -> list[sitk.Image]:
+def read_images(case: Case, predictor: "nnUNetPredictor") -> list[sitk.Image]:
     """The images of a case by channel.
 
     Raises:
@@ -492,7 +498,7 @@ def read_images(case: Case, predictor) -> list[sitk.Image]:
     return images
 
 
-def for_nnunet(case: Case, images: list[sitk.Image], predictor, folder: Path) -> list[str]:
+def for_nnunet(case: Case, images: list[sitk.Image], predictor: "nnUNetPredictor", folder: Path) -> list[str]:
     """The images of a case as files that nnU-Net reads: links with nnU-Net's names, or copies in the model's format.
 
     Args:
@@ -525,7 +531,7 @@ def for_nnunet(case: Case, images: list[sitk.Image], predictor, folder: Path) ->
     return [str(file) for file in files]
 
 
-def preprocess(predictor, files: list[str]) -> tuple[torch.Tensor, dict]:
+def preprocess(predictor: "nnUNetPredictor", files: list[str]) -> tuple[torch.Tensor, dict]:
     """What nnU-Net's preprocessing makes of a case, and what it needs to know to undo it."""
     configuration = predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -535,7 +541,7 @@ def preprocess(predictor, files: list[str]) -> tuple[torch.Tensor, dict]:
     return torch.as_tensor(data), properties
 
 
-def predict(predictor, data: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
+def predict(predictor: "nnUNetPredictor", data: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
     """Predicts a case on the predictor's device, or on the CPU if the GPU's memory does not suffice.
 
     Args:
@@ -572,14 +578,15 @@ def thread_failures_raised() -> Iterator[None]:
     nnU-Net copies patches to the GPU in a thread and waits for them without a limit: when that thread runs out of
     memory, prediction would never end.
     """
-    failures, lock = [], threading.Lock()
+    failures, lock, main = [], threading.Lock(), threading.main_thread().ident
+    assert main is not None  # it runs
 
-    def interrupt(failure) -> None:
+    def interrupt(failure: threading.ExceptHookArgs) -> None:
         with lock:
             if threading.excepthook is interrupt:
                 failures.append(failure.exc_value)
                 # Not SIGINT, which background jobs of a shell ignore.
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                signal.pthread_kill(main, signal.SIGUSR1)
 
     def raise_failure(*_: object) -> None:
         raise failures[-1]
@@ -595,7 +602,13 @@ def thread_failures_raised() -> Iterator[None]:
 
 
 def write_outputs(
-    case: Case, reference: sitk.Image, logits: torch.Tensor, properties: dict, output: Path, predictor, settings: dict
+    case: Case,
+    reference: sitk.Image,
+    logits: torch.Tensor,
+    properties: dict,
+    output: Path,
+    predictor: "nnUNetPredictor",
+    settings: dict,
 ) -> None:
     """Writes labels and probabilities of a case.
 
@@ -624,6 +637,7 @@ def write_outputs(
             folder = output / wanted["folder"]
             folder.mkdir(parents=True, exist_ok=True)
             if wanted["probability"] is not None:
+                assert probabilities is not None
                 values = probabilities[channel_of(wanted["probability"], dataset, predictor.label_manager)]
                 image = sitk.GetImageFromArray(as_written(values, writer, properties, dataset["file_ending"]))
                 known = settings["ending"] or dataset["file_ending"]
@@ -639,7 +653,7 @@ def write_outputs(
                 write(image, reference, folder / f"{case.name}{settings['ending']}")
 
 
-def channel_of(name: str, dataset: dict, label_manager) -> int:
+def channel_of(name: str, dataset: dict, label_manager: "LabelManager") -> int:
     """Where nnU-Net puts the probability of a label or region of dataset.json."""
     if label_manager.has_regions:
         return [region for region in dataset["labels"] if region not in ("background", "ignore")].index(name)
@@ -647,7 +661,7 @@ def channel_of(name: str, dataset: dict, label_manager) -> int:
     return label_manager.all_labels.index(value)
 
 
-def as_written(values: np.ndarray, writer, properties: dict, file_ending: str) -> np.ndarray:
+def as_written(values: np.ndarray, writer: "BaseReaderWriter", properties: dict, file_ending: str) -> np.ndarray:
     """Lays an array along the axes of the image file, as nnU-Net's writer lays labels.
 
     Readers may turn images, and writers turn labels back, but write integers alone: a small array of them shows how.

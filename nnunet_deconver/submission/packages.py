@@ -152,9 +152,10 @@ def _repack(distribution: metadata.Distribution, folder: Path) -> Path:
     if without_kernels:
         tag = "py3-none-any"
     path = folder / f"{name}-{distribution.version}-{tag}.whl"
+    files = distribution.files or []
     record = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for file in distribution.files:
+        for file in files:
             # Compiled files and commands, which lie outside, are made anew wherever the wheel is installed.
             if file.suffix == ".pyc" or ".." in file.parts:
                 continue
@@ -162,10 +163,10 @@ def _repack(distribution: metadata.Distribution, folder: Path) -> Path:
                 continue
             if without_kernels and file.suffix == ".so":
                 continue
-            content = file.locate().read_bytes()
+            content = Path(file.locate()).read_bytes()
             digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
             wheel.writestr(file.as_posix(), content)
             record.append(f"{file.as_posix()},sha256={digest},{len(content)}")
-        place = next(file.parent for file in distribution.files if file.name == "WHEEL") / "RECORD"
+        place = next(file.parent for file in files if file.name == "WHEEL") / "RECORD"
         wheel.writestr(place.as_posix(), "\n".join([*record, f"{place.as_posix()},,"]) + "\n")
     return path
