@@ -24,16 +24,44 @@ def read_json(path: Path, what: str = "", expected: type = dict) -> Any:
     """
     hint = f"; {what}" if what else ""
     try:
+        # Reading from a pipe would wait for somebody to write.
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is not a file{hint}")
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}){hint}") from error
-    except ValueError as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}){hint}") from error
     if not isinstance(content, expected):
         raise InputError(f"{path}: must hold a {expected.__name__}, got a {type(content).__name__}{hint}")
     return content
+
+
+def check_schema(content: dict, schema: dict, where: str, what: str = "") -> dict:
+    """The content, if a JSON schema allows it.
+
+    Args:
+        content: of a JSON file.
+        schema: it must follow.
+        where: it is from.
+        what: see `read_json`.
+
+    Raises:
+        InputError: naming the field that is wrong, what it is and what is allowed.
+    """
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    error = best_match(Draft202012Validator(schema).iter_errors(content))
+    if error is None:
+        return content
+    field = ".".join(map(str, error.absolute_path))
+    problem = error.message if len(error.message) < 300 else f"{error.message[:150]} ... {error.message[-100:]}"
+    raise InputError(f"{where}: {f'{field}: ' if field else ''}{problem}{f'; {what}' if what else ''}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, PluginPlanner, make_planner
 
 _FOLDER = Path(__file__).parent
@@ -125,6 +126,7 @@ def _check(preset: Preset) -> None:
     SEGMENTATION_HEADS.check(arch_kwargs.get("segmentation_head"))
     if preset.architecture is None:
         return
+    check_trusted(preset.architecture, "architecture")
     for key in ("features_per_stage", "kernel_sizes", "strides"):
         if len(arch_kwargs[key]) != arch_kwargs["n_stages"]:
             raise ValueError(f"{key} must have {arch_kwargs['n_stages']} entries, as n_stages says")

@@ -38,7 +38,13 @@ def run(args: argparse.Namespace) -> None:
 
     problems = {}
     comparison, paths = compare_models(
-        args.models, args.out, names=args.names, metrics=args.metrics, costs=args.costs, problems=problems
+        args.models,
+        args.out,
+        names=args.names,
+        metrics=args.metrics,
+        costs=args.costs,
+        problems=problems,
+        trust=args.trust,
     )
     report_evaluated(comparison.evaluations, args.out)
     for name, problem in problems.items():

@@ -21,7 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser, number: str) -> None:
         f"first, into OUT/{EVALUATIONS}",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
+    add_trust(parser)
     parser.add_argument("--names", nargs="+", metavar="NAME", help="of the models; default: from their folders")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of commands that build networks of models or read their checkpoints."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the models' plans name and unpickle their checkpoints, as nnU-Net itself does: somebody "
+        "else's files can run any code then; default: only networks of known packages, and nothing is unpickled",
+    )
 
 
 def report_evaluated(evaluations: Sequence, out: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from nnunet_deconver.cli.evaluation_options import add_trust
 from nnunet_deconver.integration.installation import require_nnunetv2
 from nnunet_deconver.submission.targets import TARGETS
 
@@ -74,6 +75,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="put the model into the image; default for grand-challenge: into model.tar.gz, to be uploaded apart",
     )
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -97,6 +99,7 @@ def run(args: argparse.Namespace) -> None:
         outputs=args.output,
         output_socket=args.output_socket,
         bake_model=args.bake_model,
+        trust=args.trust,
     )
     model, settings, image = exported.model, exported.settings, exported.image
     print(f"wrote {args.out}: {model.trainer}, {model.configuration}, fold {' '.join(model.folds)}, for {args.target}")

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         channel=args.channel,
         plane=args.plane,
         far=args.far,
+        trust=args.trust,
     )
     report_evaluated(drawn.evaluations, args.out)
     for name, problem in drawn.not_built.items():

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nnunet_deconver.cli.evaluation_options import add_trust
 from nnunet_deconver.cli.tables import table
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.integration.datasets import dataset_name, variable_folder
@@ -48,6 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--plot", type=Path, metavar="FILE", help="draw parameters and FLOPs per voxel (.png, .svg, .pdf)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         trainers = args.compare or [args.trainer]
         task, subjects = cost.of_plans(
-            *find_files(args), trainers, args.configuration, args.patch_size, args.batch_size
+            *find_files(args), trainers, args.configuration, args.patch_size, args.batch_size, args.trust
         )
     costs = cost.count_beside_default(task, subjects, partial(tqdm, unit="network", leave=False))
     if args.plot is not None:

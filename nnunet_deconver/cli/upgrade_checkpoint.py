@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunet_deconver.cli.component_options import head_entry, upsampling_entry
+from nnunet_deconver.cli.evaluation_options import add_trust
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--upsampling", metavar="NAME", help="dtc")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
     parser.add_argument("--head", metavar="NAME", help="nerdm or nerdc")
+    add_trust(parser)
     parser.set_defaults(run=run)
 
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_deconver.models.upgrade import upgrade_checkpoint
 
     upsampling, head = upsampling_entry(args.upsampling, args.receptive_field), head_entry(args.head)
-    path = upgrade_checkpoint(args.checkpoint, args.out, upsampling=upsampling, head=head)
+    path = upgrade_checkpoint(args.checkpoint, args.out, upsampling=upsampling, head=head, trust=args.trust)
     fold = path.parent.name.removeprefix("fold_")
     print(f"wrote {path}")
     print(f"predict:   nnUNetv2_predict_from_modelfolder -m {args.out} -f {fold} -i ... -o ...")

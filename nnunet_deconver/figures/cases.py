@@ -91,6 +91,7 @@ def draw_models(
     channel: int | None = None,
     plane: str | None = None,
     far: float | None = None,
+    trust: bool = False,
 ) -> Drawn:
     """Draws cases of models, and what their DTC and NeRD layers have learned; `nnunet-deconver figures`.
 
@@ -105,6 +106,7 @@ def draw_models(
         plane: key of `PLANES`, for 3D images; None for that of their slices, or axial.
         far: distance in the evaluation's unit, from any foreground of the truth, beyond which false positives have a
             color of their own; None for the smallest that the first model was evaluated with, if any.
+        trust: whether to build networks of any package that the models' plans name, see `networks.trust`.
 
     Raises:
         InputError: if there is nothing to draw, or `out` cannot be written.
@@ -137,7 +139,7 @@ def draw_models(
                 far="" if far is None else f"false positive beyond {far:g} {settings['unit']}",
             )
         for source in sources:
-            paths += draw_learned(source, list(chosen), out, problems, not_built)
+            paths += draw_learned(source, list(chosen), out, problems, not_built, trust)
     except OSError as error:
         raise ArgumentError("out", out, f"cannot be written ({error}); choose another folder") from error
     return Drawn(evaluations, drawn, paths, problems, not_built)

@@ -30,6 +30,7 @@ def compare_models(
     metrics: Sequence[str] | None = None,
     costs: Path | None = None,
     problems: dict[str, str] | None = None,
+    trust: bool = False,
 ) -> tuple[Comparison, list[Path]]:
     """Compares models case by case: comparison.csv, comparison.json and figures; `nnunet-deconver compare`.
 
@@ -40,6 +41,7 @@ def compare_models(
         metrics: to compare; None for Dice, HD95, surface Dice and lesion scores, as far as they were measured.
         costs: CSV with a column model and one of numbers for each kind of cost; None to count parameters and FLOPs.
         problems: gets, by model, why its network could not be counted.
+        trust: whether to build networks of any package that the models' plans name, see `networks.trust`.
 
     Returns:
         The comparison, and the files written.
@@ -51,7 +53,7 @@ def compare_models(
     named = read_costs(costs, names) if costs else {}
     evaluations = read_evaluations(models, names, out)
     comparison = compare_evaluations(evaluations, metrics)
-    drawn = merge_costs(count_costs(evaluations, named, {} if problems is None else problems), named)
+    drawn = merge_costs(count_costs(evaluations, named, {} if problems is None else problems, trust), named)
     try:
         out.mkdir(parents=True, exist_ok=True)
         figures = draw_comparison(comparison, drawn, out)
@@ -96,8 +98,8 @@ def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise ArgumentError("costs", path, f"cannot be read ({error.strerror})") from error
+    except (OSError, ValueError, csv.Error) as error:  # a binary file, an endless field
+        raise ArgumentError("costs", path, f"cannot be read as CSV ({error})") from error
     kinds = [column for column in (rows[0] if rows else []) if column != "model"]
     if not kinds or "model" not in rows[0]:
         raise ArgumentError("costs", path, "must have a column model and at least one of numbers, with a header")
@@ -120,7 +122,10 @@ def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def count_costs(
-    evaluations: Sequence[Evaluation], named: Mapping[str, Mapping[str, float]], problems: dict[str, str]
+    evaluations: Sequence[Evaluation],
+    named: Mapping[str, Mapping[str, float]],
+    problems: dict[str, str],
+    trust: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Counts what the networks of models cost whose folder is known: kind of cost to model to number.
 
@@ -128,6 +133,7 @@ def count_costs(
         evaluations: of the models.
         named: costs that the user named; models that have all of them are not counted.
         problems: gets, by model, why its network could not be counted.
+        trust: see `compare_models`.
     """
     costs = {PARAMETERS: {}, FLOPS: {}}
     for evaluation in evaluations:
@@ -138,7 +144,7 @@ def count_costs(
             # Counting imports torch and nnU-Net, which evaluations without a model do without.
             from nnunet_deconver.models.cost import of_trained_model
 
-            cost, voxels = of_trained_model(Path(folder))
+            cost, voxels = of_trained_model(Path(folder), trust)
         except Exception as error:  # of a trainer that is not ours, any
             problems[evaluation.name] = " ".join(str(error).split())[:300]
             continue
@@ -165,7 +171,7 @@ def training_runs(evaluations: Sequence[Evaluation]) -> dict[str, list[Curves]]:
     """The curves of the folds of those models whose folder is known and has some."""
     runs = {}
     for evaluation in evaluations:
-        model = evaluation.summary.get("source", {}).get("model")
+        model = (evaluation.summary.get("source") or {}).get("model")
         folds = sorted(Path(model).glob("fold_*")) if model else []
         curves = [found for found in map(read_curves, folds) if found is not None]
         if curves:

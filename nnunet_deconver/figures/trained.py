@@ -26,7 +26,12 @@ CLASSES_SHOWN = 6
 
 
 def draw_learned(
-    source: "Source", cases: Sequence[str], out: Path, problems: dict[str, str], not_built: dict[str, str]
+    source: "Source",
+    cases: Sequence[str],
+    out: Path,
+    problems: dict[str, str],
+    not_built: dict[str, str],
+    trust: bool = False,
 ) -> list[Path]:
     """Draws where the last upsampling samples, if it is DTC, and what the head makes of the position, if it is NeRD.
 
@@ -36,6 +41,7 @@ def draw_learned(
         out: folder for the pictures.
         problems: gets why what should be drawn is not.
         not_built: gets why the network cannot be built here.
+        trust: see `TrainedModel.read`.
 
     Returns:
         The files written.
@@ -43,7 +49,7 @@ def draw_learned(
     if source.model is None:
         return []
     try:
-        model = TrainedModel.read(source.model)
+        model = TrainedModel.read(source.model, trust)
         network = model.build().eval()
     except Exception as error:  # of a trainer that is not ours, any
         not_built[source.name] = " ".join(str(error).split())[:300]
@@ -56,7 +62,7 @@ def draw_learned(
         # Of a cross-validation, the fold that has not seen the case.
         fold = case.prediction.parents[1].name if case and model.path in case.prediction.parents else "fold_*"
         if upsampling or head:
-            load_weights(network, find_checkpoint(model.path, fold))
+            load_weights(network, find_checkpoint(model.path, fold), trust)
         name = file_name(source.name)
         if head:
             paths += draw_head(model, head, source.name, out / f"{POSITION}_{name}")

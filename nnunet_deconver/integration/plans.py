@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 _FOLDER = Path(__file__).parent
-PLANS_HINT = "make plans with nnUNetv2_plan_experiment or nnunet-deconver plan, or name others"
+PLANS_HINT = "make it with nnUNetv2_plan_experiment or nnunet-deconver plan, or name others"
 
 
 @cache

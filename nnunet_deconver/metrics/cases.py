@@ -12,6 +12,8 @@ import numpy as np
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json
 from nnunet_deconver.integration.datasets import as_labels
+from nnunet_deconver.integration.images import check_image_file, check_whole_numbers
+from nnunet_deconver.integration.plans import read_dataset_json, read_plans
 
 # Positions of a voxel according to two files may differ by this part of the smallest side of a voxel: headers are
 # rounded to single precision, and rotations in them to quaternions.
@@ -73,10 +75,7 @@ def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Datase
     Raises:
         EvaluationError: if a file cannot be read, or says too little.
     """
-    content = read_json(dataset_json)
-    missing = [key for key in ("labels", "file_ending") if key not in content]
-    if missing:
-        raise EvaluationError(f"{dataset_json}: has no {' and no '.join(missing)}; it must be nnU-Net's dataset.json")
+    content = read_dataset_json(dataset_json)
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -84,7 +83,7 @@ def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Datase
         if plans is None:
             manager = LabelManager(content["labels"], content.get("regions_class_order"))
         else:
-            manager = PlansManager(read_json(plans)).get_label_manager(content)
+            manager = PlansManager(read_plans(plans)).get_label_manager(content)
     except InputError:
         raise
     except Exception as error:  # nnU-Net asserts, and looks up classes by name
@@ -241,6 +240,8 @@ def load_case(
     _check_labels(reference, "reference", {*dataset.labels, *([] if dataset.ignore is None else [dataset.ignore])})
     _check_labels(prediction, "prediction", {*dataset.labels})
     spacing = tuple(float(abs(length)) for length in reference_properties["spacing"])
+    if not all(0 < length < np.inf for length in spacing):
+        raise CaseError(f"reference {case.reference} has a spacing of {spacing}; each must be a positive number")
     if reference.shape[0] == 1:
         # nnU-Net's readers give images of two axes a third one; and a single slice has no extent to measure along it.
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
@@ -321,6 +322,8 @@ def load_image(files: Sequence[Path], dataset: DatasetLabels, shape: Sequence[in
         CaseError: if a file cannot be read, or does not have the reference's shape.
     """
     try:
+        for path in files:
+            check_image_file(path)
         with redirect_stdout(io.StringIO()):
             image, properties = dataset.reader().read_images([str(path) for path in files])
     except Exception as error:  # each library raises its own
@@ -333,6 +336,11 @@ def load_image(files: Sequence[Path], dataset: DatasetLabels, shape: Sequence[in
 
 
 def _read(path: Path, role: str, dataset: DatasetLabels) -> tuple[np.ndarray, dict]:
+    try:
+        check_image_file(path)
+        check_whole_numbers(path)
+    except (OSError, ValueError) as error:
+        raise CaseError(f"{role} {path} {error}") from error
     try:
         # nnU-Net's readers print what they dislike before they raise.
         with redirect_stdout(io.StringIO()):

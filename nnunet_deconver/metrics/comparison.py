@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.files import read_json, written_whole
+from nnunet_deconver.files import check_schema, read_json, written_whole
 from nnunet_deconver.metrics.cases import EvaluationError
 from nnunet_deconver.metrics.evaluation import SUMMARY as EVALUATION_SUMMARY
 from nnunet_deconver.metrics.evaluation import TABLE as EVALUATION_TABLE
@@ -178,14 +179,16 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     Raises:
         EvaluationError: if the folder has no evaluation.
     """
-    summary = read_json(folder / EVALUATION_SUMMARY)
+    what = "evaluate again"
+    schema = read_json(Path(__file__).with_name("summary.schema.json"))
+    summary = check_schema(read_json(folder / EVALUATION_SUMMARY, what), schema, str(folder / EVALUATION_SUMMARY), what)
     values = {}
     try:
         with (folder / EVALUATION_TABLE).open(newline="") as file:
             for row in csv.DictReader(file):
                 of_case = values.setdefault(row["case"], {})
                 of_case[row["class"], row["metric"]] = float(row["value"] or "nan")
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise EvaluationError(f"{folder / EVALUATION_TABLE}: cannot be read ({error}); evaluate again") from error
     if not values:
         raise EvaluationError(f"{folder}: has no case that could be measured")

@@ -18,9 +18,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 import nnunet_deconver
 from nnunet_deconver.errors import ArgumentError
-from nnunet_deconver.files import read_json, written_whole
+from nnunet_deconver.files import written_whole
+from nnunet_deconver.integration.plans import read_plans
 from nnunet_deconver.metrics.cases import (
     CaseError,
     CaseFiles,
@@ -104,7 +107,7 @@ def evaluate_model(
     Raises:
         EvaluationError: if the whole of it cannot be measured.
     """
-    name = read_json(check_model(model) / "plans.json").get("dataset_name")
+    name = read_plans(check_model(model) / "plans.json").get("dataset_name")
     preprocessed = os.environ.get("nnUNet_preprocessed")
     folder = Path(preprocessed) / str(name) if preprocessed else None
     splits = folder / "splits_final.json" if folder and (folder / "splits_final.json").is_file() else None
@@ -257,19 +260,51 @@ def measure_cases(
     return _write_results([kept[name] for name in sorted(kept)], problems, dataset, settings, out, source)
 
 
+_RECORD = Draft202012Validator(
+    {
+        "type": "object",
+        "required": ["case", "files", "rank", "values"],
+        "properties": {
+            "case": {"type": "string"},
+            "files": {"type": "array"},
+            "rank": {"enum": [1, 2, 3]},
+            "values": {
+                "type": "array",
+                "items": {
+                    "type": "array",
+                    "minItems": 4,
+                    "maxItems": 4,
+                    "prefixItems": [
+                        {"type": "string"},
+                        {"type": "string"},
+                        {"type": ["number", "null"]},
+                        {"type": "string"},
+                    ],
+                },
+            },
+        },
+    }
+)
+
+
 def _read_kept(out: Path, header: dict) -> dict[str, dict]:
     """What an earlier run into the folder has measured, by case."""
     path = out / CASES
     if not path.is_file():
         return {}
+    problem = f"{path}: is not what evaluate writes; delete it, or choose another folder"
     lines = []
-    for line in path.read_text().splitlines():
-        try:
+    try:
+        for line in path.read_text().splitlines():
             lines.append(json.loads(line))
-        except ValueError:
-            break  # the line at which a run was killed
+    except UnicodeDecodeError as error:
+        raise EvaluationError(problem) from error
+    except (ValueError, RecursionError):
+        pass  # the line at which a run was killed, or the disk was full
+    if not all(isinstance(line, dict) for line in lines):
+        raise EvaluationError(problem)
     if lines and lines[0] != header:
-        earlier = lines[0] if isinstance(lines[0], dict) else {}
+        earlier = lines[0] if isinstance(lines[0].get("settings"), dict) else {}
         changed = [key for key in ("classes", "ignore") if earlier.get(key) != header[key]]
         changed += [
             f"{key} {earlier.get('settings', {}).get(key)} (now {value})"
@@ -280,6 +315,8 @@ def _read_kept(out: Path, header: dict) -> dict[str, dict]:
             f"{out}: holds an evaluation with other settings: {', '.join(changed)}; choose another folder, or "
             f"delete {path}"
         )
+    if not all(_RECORD.is_valid(record) for record in lines[1:]):
+        raise EvaluationError(problem)
     return {record["case"]: record for record in lines[1:]}
 
 

@@ -1,6 +1,8 @@
 """Checkpoints of nnU-Net."""
 
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from nnunet_deconver.errors import InputError
@@ -14,24 +16,94 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best
 OF_TRAINING = ("optimizer_state", "grad_scaler_state")
 
 
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint of nnU-Net.
+def load_unpickled(path: Path, trust: bool = False, mmap: bool = False) -> object:
+    """What a file of torch holds: tensors, Python's own types, and the numbers of numpy in nnU-Net's logs.
+
+    Args:
+        path: of the file.
+        trust: whether to unpickle everything else too, which may run any code.
+        mmap: whether tensors stay on the disk until they are used.
 
     Raises:
-        InputError: if the file is missing or none.
+        InputError: if the file cannot be read, or holds something else.
     """
     import torch
 
+    what = "it must be a checkpoint of nnU-Net"
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file; {what}")
+    torch.serialization.add_safe_globals(_numpy_types())
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it must be a checkpoint of nnU-Net") from None
-    except Exception as error:
-        raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {error})") from error
-    missing = {"network_weights", "init_args", "trainer_name"} - set(checkpoint if isinstance(checkpoint, dict) else ())
+        raise InputError(f"{path}: no such file; {what}") from None
+    except Exception as error:  # of a file that is cut short or something else, any
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
+        if found is None:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
+        raise InputError(
+            f"{path}: holds {found[1]}, which nnU-Net's own trainers do not write, and reading which may run any code; "
+            "if you trust the model, add --trust"
+        ) from error
+
+
+def read_checkpoint(path: Path, trust: bool = False) -> dict:
+    """A checkpoint of nnU-Net.
+
+    Args:
+        path: of the file.
+        trust: see `load_unpickled`.
+
+    Raises:
+        InputError: if the file is missing or none, or holds what must be unpickled.
+    """
+    checkpoint = load_unpickled(path, trust)
+    if not isinstance(checkpoint, dict):
+        checkpoint = {}
+    missing = {"network_weights", "init_args", "trainer_name"} - set(checkpoint)
     if missing:
         raise InputError(f"{path}: is not a checkpoint of nnU-Net 2, it has no {', '.join(sorted(missing))}")
+    _check_content(checkpoint, path)
     return checkpoint
+
+
+def _numpy_types() -> list:
+    """What nnU-Net's checkpoints hold besides tensors and Python's own types: numpy's numbers, in its logs."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    return [scalar, np.dtype, *dtypes]
+
+
+def _check_content(checkpoint: dict, path: Path) -> None:
+    """Raises InputError unless what is read of a checkpoint is of the right types, and its weights are numbers."""
+    import torch
+
+    def wrong(field: str, is_not: str) -> InputError:
+        return InputError(
+            f"{path}: {field} is not {is_not}; it must be a checkpoint of nnU-Net, as its training wrote it"
+        )
+
+    weights, arguments = checkpoint["network_weights"], checkpoint["init_args"]
+    if not isinstance(weights, dict) or not all(isinstance(each, torch.Tensor) for each in weights.values()):
+        raise wrong("network_weights", "a dict of tensors")
+    bad = [name for name, each in weights.items() if each.is_floating_point() and not each.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"{path}: the weights {bad[0]} hold NaN or inf, as of a training that diverged; take another checkpoint"
+        )
+    if not isinstance(checkpoint["trainer_name"], str) or not checkpoint["trainer_name"].isidentifier():
+        raise wrong("trainer_name", "the name of a class")
+    if not isinstance(arguments, dict):
+        raise wrong("init_args", "a dict")
+    for key, types in (("plans", dict), ("dataset_json", dict), ("configuration", str)):
+        if not isinstance(arguments.get(key), types):
+            raise wrong(f"init_args[{key!r}]", f"a {types.__name__}")
+    fold = arguments.get("fold")
+    if fold != "all" and (not isinstance(fold, int | str) or not str(fold).isdecimal()):
+        raise wrong("init_args['fold']", "a number or all")
 
 
 def for_prediction(checkpoint: dict) -> dict:
@@ -56,14 +128,19 @@ def find_checkpoint(model: Path, fold: str = "fold_*") -> Path:
     raise InputError(f"{model / fold}: has no checkpoint ({', '.join(CHECKPOINTS)})")
 
 
-def load_weights(network: "nn.Module", checkpoint: Path) -> None:
+def load_weights(network: "nn.Module", checkpoint: Path, trust: bool = False) -> None:
     """Gives a network a checkpoint's weights.
+
+    Args:
+        network: that of the checkpoint.
+        checkpoint: file.
+        trust: see `read_checkpoint`.
 
     Raises:
         InputError: if the checkpoint cannot be read, or is not this network's.
     """
     try:
-        network.load_state_dict(read_checkpoint(checkpoint)["network_weights"])
+        network.load_state_dict(read_checkpoint(checkpoint, trust)["network_weights"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{checkpoint}: its weights are not those of {type(network).__name__}: {reason}") from error

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.files import read_json
+from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
 from nnunet_deconver.models.trained_model import TrainedModel
-from nnunet_deconver.models.trainer import find_trainer, trainer_optimizer
+from nnunet_deconver.models.trainer import build_trained, find_trainer, trainer_optimizer
 from nnunet_deconver.networks.architecture import build_network, plain_architecture
 from nnunet_deconver.networks.backbones import usual_recipe
+from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.cost import NetworkCost, PredictionCost, network_cost, prediction_cost
 from nnunet_deconver.plans.presets import load_preset
 from nnunet_deconver.recipes import RECIPES
@@ -93,6 +93,7 @@ def of_plans(
     configuration: str | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int | None = None,
+    trust: bool = False,
 ) -> tuple[Task, list[Subject]]:
     """The networks that trainers build from a configuration of a plans file.
 
@@ -103,22 +104,23 @@ def of_plans(
         configuration: its name; None for 3d_fullres, or 2d where there is none.
         patch_size: in place of the plan's.
         batch_size: likewise.
+        trust: whether to import whatever the plans name, see `networks.trust`.
 
     Raises:
-        InputError: if a file, the configuration or a trainer does not exist.
+        InputError: if a file, the configuration or a trainer does not exist, or the plans would have to be trusted.
     """
-    content = read_json(plans_file, "make it with nnUNetv2_plan_experiment or nnunet-deconver plan, or name others")
-    description = read_json(dataset_json, "it lies beside the plans, where planning or training put it")
-    configurations = content.get("configurations", {})
+    content = read_plans(plans_file)
+    description = read_dataset_json(dataset_json, "it lies beside the plans, where planning or training put it")
+    configurations = content["configurations"]
     name = configuration or ("3d_fullres" if "3d_fullres" in configurations else "2d")
     if name not in configurations:
-        has = ", ".join(configurations) or "no configurations at all"
-        raise ArgumentError("configuration", name, f"{plans_file} has only {has}")
-    manager = PlansManager(content)
-    planned = manager.get_configuration(name)
-    labels = manager.get_label_manager(description)
+        raise ArgumentError("configuration", name, f"{plans_file} has only {', '.join(configurations)}")
+    manager, planned = plan_of(content, name, str(plans_file))
+    if not trust:
+        check_trusted(planned.configuration["architecture"], str(plans_file))
+    channels, labels = channels_and_labels(manager, planned, description, str(dataset_json))
     task = Task(
-        determine_num_input_channels(manager, planned, description),
+        channels,
         labels.num_segmentation_heads,
         labels.has_regions,
         patch_size or list(planned.patch_size),
@@ -145,7 +147,7 @@ def _from_trainer(
     num_classes: int,
     deep_supervision: bool,
 ) -> nn.Module:
-    return trainer.build_network_architecture(manager, configuration, channels, num_classes, deep_supervision)
+    return build_trained(trainer, manager, configuration, channels, num_classes, deep_supervision)
 
 
 def default_network(task: Task) -> list[Subject]:
@@ -173,7 +175,7 @@ def count(subject: Subject, task: Task) -> NetworkCost:
             batch_size=task.batch_size,
             build_optimizer=subject.build_optimizer,
         )
-    except (ValueError, RuntimeError, AssertionError) as error:
+    except Exception as error:  # plans are written by hand, too: a network can raise anything
         patch = " x ".join(map(str, task.patch_size))
         raise InputError(f"{subject.name} cannot be counted on patches of {patch}: {error}") from error
 
@@ -201,12 +203,17 @@ def count_beside_default(
     return costs
 
 
-def of_trained_model(folder: Path) -> tuple[PredictionCost, int]:
+def of_trained_model(folder: Path, trust: bool = False) -> tuple[PredictionCost, int]:
     """What predicting a patch with a trained model costs, and the patch's voxels.
 
+    Args:
+        folder: of the model.
+        trust: see `TrainedModel.read`.
+
     Raises:
-        Exception: if its network cannot be built here; of a trainer that is not ours, any.
+        InputError: if its network cannot be built here.
+        Exception: if it cannot be run; of a trainer that is not ours, any.
     """
-    model = TrainedModel.read(folder)
+    model = TrainedModel.read(folder, trust)
     patch_size = model.configuration.patch_size
     return prediction_cost(model.build, model.input_channels, patch_size), math.prod(patch_size)

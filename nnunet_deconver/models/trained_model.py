@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from nnunet_deconver.errors import InputError
-from nnunet_deconver.files import read_json
+from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
 from nnunet_deconver.models.checkpoint import find_checkpoint, load_weights, read_checkpoint
-from nnunet_deconver.models.trainer import find_trainer
+from nnunet_deconver.models.trainer import build_trained, find_trainer
+from nnunet_deconver.networks.trust import check_trusted
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -29,6 +29,7 @@ class TrainedModel:
         input_channels: of the network.
         num_classes: its output channels.
         regions: whether these are regions with a sigmoid each, rather than classes with one softmax.
+        trust: whether its checkpoints may be unpickled.
     """
 
     path: Path
@@ -39,39 +40,48 @@ class TrainedModel:
     input_channels: int
     num_classes: int
     regions: bool
+    trust: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> "TrainedModel":
+    def read(cls, path: Path, trust: bool = False) -> "TrainedModel":
         """Reads a model folder.
 
-        Raises:
-            InputError: if it is none, or its trainer is not found.
-        """
-        from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+        Args:
+            path: of the folder.
+            trust: whether to import whatever its plans name, and to unpickle its checkpoints, as nnU-Net does; see
+                `networks.trust`.
 
+        Raises:
+            InputError: if it is none, its trainer is not found, or it would have to be trusted.
+        """
         what = "it must be a model folder of nnU-Net"
-        plans, dataset = (read_json(path / name, what) for name in ("plans.json", "dataset.json"))
-        trainer, name = _trainer_and_configuration(path)
-        if name not in plans.get("configurations", {}):
-            raise InputError(f"{path / 'plans.json'}: has no configuration {name}")
-        manager = PlansManager(plans)
-        configuration, labels = manager.get_configuration(name), manager.get_label_manager(dataset)
+        plans = read_plans(path / "plans.json", what)
+        dataset = read_dataset_json(path / "dataset.json", what)
+        trainer, name = _trainer_and_configuration(path, trust)
+        manager, configuration = plan_of(plans, name, str(path / "plans.json"))
+        if not trust:
+            check_trusted(configuration.configuration["architecture"], str(path / "plans.json"))
+        channels, labels = channels_and_labels(manager, configuration, dataset, str(path))
         return cls(
             path,
             find_trainer(trainer),
             manager,
             configuration,
             dataset,
-            determine_num_input_channels(manager, configuration, dataset),
+            channels,
             labels.num_segmentation_heads,
             labels.has_regions,
+            trust,
         )
 
     def build(self, deep_supervision: bool = False) -> nn.Module:
-        """Constructs the network, as nnU-Net does before it predicts."""
-        return self.trainer.build_network_architecture(
-            self.plans, self.configuration, self.input_channels, self.num_classes, deep_supervision
+        """Constructs the network, as nnU-Net does before it predicts.
+
+        Raises:
+            InputError: if that fails.
+        """
+        return build_trained(
+            self.trainer, self.plans, self.configuration, self.input_channels, self.num_classes, deep_supervision
         )
 
     def load(self, fold: str = "fold_*") -> nn.Module:
@@ -84,13 +94,13 @@ class TrainedModel:
             InputError: if there is no checkpoint, or it is not this network's.
         """
         network = self.build()
-        load_weights(network, find_checkpoint(self.path, fold))
+        load_weights(network, find_checkpoint(self.path, fold), self.trust)
         return network.eval()
 
 
-def _trainer_and_configuration(path: Path) -> tuple[str, str]:
+def _trainer_and_configuration(path: Path, trust: bool) -> tuple[str, str]:
     fields = path.name.split("__")
     if len(fields) == 3:
         return fields[0], fields[2]
-    checkpoint = read_checkpoint(find_checkpoint(path))
+    checkpoint = read_checkpoint(find_checkpoint(path), trust)
     return checkpoint["trainer_name"], checkpoint["init_args"]["configuration"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_deconver.models.checkpoint import CHECKPOINTS
+from nnunet_deconver.models.checkpoint import CHECKPOINTS, load_unpickled
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_curves(fold: Path) -> Curves | None:
         fold: folder such as fold_0.
 
     Returns:
-        The curves; None if the folder has neither.
+        The curves; None if the folder has neither, or its checkpoint cannot be read.
     """
     logs = sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime)
     curves = parse_logs([path.read_text(errors="replace") for path in logs])
@@ -41,7 +41,10 @@ def read_curves(fold: Path) -> Curves | None:
         return curves
     for name in CHECKPOINTS:
         if (fold / name).is_file():
-            return _read_checkpoint(fold / name)
+            try:
+                return _read_checkpoint(fold / name)
+            except ValueError:  # cut short, or of somebody whose code we do not run
+                return None
     return None
 
 
@@ -86,9 +89,12 @@ def _mean(values: list[float]) -> float:
 
 
 def _read_checkpoint(path: Path) -> Curves | None:
-    import torch
-
-    logging = torch.load(path, map_location="cpu", weights_only=False, mmap=True).get("logging", {})
-    columns = [np.array(logging.get(name, []), float) for name in ("train_losses", "val_losses", "mean_fg_dice")]
+    checkpoint = load_unpickled(path, mmap=True)
+    logging = checkpoint.get("logging") if isinstance(checkpoint, dict) else None
+    if not isinstance(logging, dict):
+        return None
+    columns = [
+        np.asarray(logging.get(name, []), float).ravel() for name in ("train_losses", "val_losses", "mean_fg_dice")
+    ]
     epochs = min(len(column) for column in columns)
     return Curves(*(column[:epochs] for column in columns)) if epochs else None

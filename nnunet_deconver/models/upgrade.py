@@ -1,6 +1,5 @@
 """A trained nnU-Net with another upsampling or head, and the same function."""
 
-import copy
 import json
 import math
 import shutil
@@ -8,20 +7,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
+from nnunet_deconver.integration.plans import channels_and_labels, check_plans, plan_of
 from nnunet_deconver.layers.common import StartsAsPlain
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.trust import check_trusted
 
 
-def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None) -> Path:
+def upgrade_checkpoint(
+    source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None, trust: bool = False
+) -> Path:
     """Gives a trained nnU-Net another upsampling or head, such that it computes the same.
 
     Args:
@@ -29,6 +30,7 @@ def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = Non
         out: model folder to make.
         upsampling: entry of the axis, {"name": "dtc", ...}; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
+        trust: whether to unpickle the checkpoint and to import what its plans name, see `networks.trust`.
 
     Returns:
         The checkpoint written: to predict with, and to fine-tune from.
@@ -42,7 +44,7 @@ def upgrade_checkpoint(source: Path, out: Path, *, upsampling: dict | None = Non
         raise ArgumentError("out", out, "exists already; name a folder that does not")
     upsampling = None if upsampling is None else UPSAMPLINGS.start_entry(upsampling)
     head = None if head is None else SEGMENTATION_HEADS.start_entry(head)
-    upgraded, plans = upgrade(read_checkpoint(source), upsampling, head)
+    upgraded, plans = upgrade(read_checkpoint(source, trust), upsampling, head, f"{source}: init_args", trust)
     return write_model(upgraded, plans, source, out)
 
 
@@ -59,13 +61,21 @@ def check_choice(upsampling: dict | None, head: dict | None) -> None:
             raise ArgumentError(argument, entry["name"], str(error)) from error
 
 
-def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tuple[dict, dict]:
+def upgrade(
+    checkpoint: dict,
+    upsampling: dict | None,
+    head: dict | None,
+    where: str = "the checkpoint",
+    trust: bool = False,
+) -> tuple[dict, dict]:
     """The checkpoint of the network with the axes that computes what the checkpoint's network does.
 
     Args:
         checkpoint: of nnU-Net's PlainConvUNet or ResidualEncoderUNet.
         upsampling: entry of the axis; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
+        where: it is from, for messages.
+        trust: see `upgrade_checkpoint`.
 
     Returns:
         The new checkpoint, and the plans that build its network.
@@ -75,12 +85,14 @@ def upgrade(checkpoint: dict, upsampling: dict | None, head: dict | None) -> tup
     """
     arguments = checkpoint["init_args"]
     plans = {key: value for key, value in arguments["plans"].items() if key != "continue_training"}
-    manager = PlansManager(copy.deepcopy(plans))
-    configuration = manager.get_configuration(arguments["configuration"])
+    check_plans(plans, where, "upgrade a checkpoint as nnU-Net's training wrote it")
+    manager, configuration = plan_of(plans, arguments["configuration"], where)
     architecture = configuration.configuration["architecture"]
+    if not trust:
+        check_trusted(architecture, where)
     dataset = arguments["dataset_json"]
-    channels = determine_num_input_channels(manager, configuration, dataset)
-    classes = manager.get_label_manager(dataset).num_segmentation_heads
+    channels, labels = channels_and_labels(manager, configuration, dataset, where)
+    classes = labels.num_segmentation_heads
     try:
         stock = build_network(architecture, channels, classes, deep_supervision=False)
         stock.load_state_dict(checkpoint["network_weights"])

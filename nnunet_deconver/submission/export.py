@@ -11,16 +11,16 @@ from pathlib import Path
 from string import Template
 
 import torch
-from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.files import made_whole, read_json
+from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.installation import nnunetv2_folders
+from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
 from nnunet_deconver.integration.trainers import VARIABLE, external_folders, search_trainer
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
-from nnunet_deconver.models.trainer import find_trainer
+from nnunet_deconver.models.trainer import build_trained, find_trainer
+from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.submission.packages import installed_distribution, write_requirements
 from nnunet_deconver.submission.targets import TARGETS, Target
 from nnunet_deconver.submission.torch_builds import torch_build
@@ -48,6 +48,7 @@ class Model:
     configuration: str
     plans: dict
     dataset: dict
+    trust: bool = False
 
 
 @dataclass
@@ -86,6 +87,7 @@ def export_submission(
     outputs: Sequence[str] | None = None,
     output_socket: str | None = None,
     bake_model: bool = False,
+    trust: bool = False,
 ) -> Exported:
     """Writes a folder with all that a container needs; `nnunet-deconver export-submission`, whose options these are.
 
@@ -104,6 +106,7 @@ def export_submission(
         outputs: "labels=SOCKET" and "probability:NAME=SOCKET"; None for the labels.
         output_socket: the same as outputs=["labels=SOCKET"].
         bake_model: put the model into the image.
+        trust: whether to unpickle the checkpoints and to import what the plans name, see `networks.trust`.
 
     Raises:
         InputError: if the model cannot be exported so, or `out` exists or cannot be written. Nothing is left then.
@@ -115,7 +118,7 @@ def export_submission(
     if api not in platform.apis:
         raise ArgumentError("api", api, f"must be {' or '.join(platform.apis)} for --target {target}")
     version, cuda = choose_torch(cuda, platform)
-    read = read_model(model, folds, checkpoint)
+    read = read_model(model, folds, checkpoint, trust)
     settings = {
         "folds": read.folds,
         "checkpoint": read.checkpoint,
@@ -225,7 +228,7 @@ def choose_outputs(model: Model, target: Target, outputs: Sequence[str] | None, 
             raise ArgumentError("output", output, f"the model has no {name}; it has {', '.join(known)}")
         if kind == "probability" and target.labels_only:
             raise ArgumentError("output", output, "this target takes labels and no other file; leave it out")
-        if "/" in folder or folder.startswith(".") or (equals and not folder):
+        if equals and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", folder):
             raise ArgumentError("output", output, "SOCKET must be the name of a folder")
         if target.layout == "sockets":
             if not folder and kind == "probability":
@@ -269,19 +272,22 @@ def describe_torch(torch: str, cuda: str) -> str:
     return f"{torch} for CUDA {cuda}{why}"
 
 
-def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Model:
+def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str, trust: bool = False) -> Model:
     """Reads what a model folder says of itself.
 
     Args:
         folder: as nnU-Net's training leaves it.
         folds: None for the numbered ones that have the checkpoint, or else the fold `all`.
         checkpoint: name of the checkpoints.
+        trust: see `export_submission`.
 
     Raises:
         InputError: if something is missing, or the model cannot be exported.
     """
     what = "MODEL must be a trained model's folder, such as nnUNet_results/Dataset004_X/TRAINER__PLANS__CONFIGURATION"
-    plans, dataset = (read_json(folder / name, what) for name in ("plans.json", "dataset.json"))
+    if Path(checkpoint).name != checkpoint:
+        raise ArgumentError("checkpoint", checkpoint, "must be a file name, such as checkpoint_best.pth")
+    plans, dataset = read_plans(folder / "plans.json", what), read_dataset_json(folder / "dataset.json", what)
     known = sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}"))
     if not known:
         others = sorted({path.name for path in folder.glob("fold_*/*.pth")})
@@ -293,7 +299,7 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Mo
     unknown = [fold for fold in folds if fold not in known]
     if unknown:
         raise ArgumentError("folds", " ".join(unknown), f"{folder} has {checkpoint} for the folds {', '.join(known)}")
-    read = read_checkpoint(folder / f"fold_{folds[0]}" / checkpoint)
+    read = read_checkpoint(folder / f"fold_{folds[0]}" / checkpoint, trust)
     configuration = read["init_args"]["configuration"]
     needed = {
         "plans.json": (plans, ("dataset_name", "plans_name", "image_reader_writer", "configurations")),
@@ -303,28 +309,25 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str) -> Mo
         missing = [key for key in keys if key not in content]
         if missing:
             raise InputError(f"{folder / name}: has no {', '.join(missing)}; {what}")
-    if configuration not in plans["configurations"]:
-        raise InputError(f"{folder / 'plans.json'}: has no configuration {configuration}, which was trained; {what}")
-    previous = PlansManager(plans).get_configuration(configuration).previous_stage_name
+    _, planned = plan_of(plans, configuration, str(folder / "plans.json"))
+    if not trust:
+        check_trusted(planned.configuration["architecture"], str(folder / "plans.json"))
+    previous = planned.previous_stage_name
     if previous is not None:
         raise InputError(
             f"{folder}: {configuration} continues the predictions of {previous}, which a container of one model has "
             "not; export a model that is not a cascade"
         )
-    return Model(folder, checkpoint, folds, read["trainer_name"], configuration, plans, dataset)
+    return Model(folder, checkpoint, folds, read["trainer_name"], configuration, plans, dataset, trust)
 
 
 def has_deconvolution(model: Model) -> bool:
     """Whether the model's network has nonnegative deconvolutions, which Triton computes where it can."""
-    plans = PlansManager(model.plans)
-    configuration = plans.get_configuration(model.configuration)
-    network = find_trainer(model.trainer).build_network_architecture(
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, model.dataset),
-        plans.get_label_manager(model.dataset).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    where = str(model.folder)
+    plans, configuration = plan_of(model.plans, model.configuration, where)
+    channels, labels = channels_and_labels(plans, configuration, model.dataset, where)
+    trainer = find_trainer(model.trainer)
+    network = build_trained(trainer, plans, configuration, channels, labels.num_segmentation_heads, False)
     return any(isinstance(module, NonnegativeDeconvolution) for module in network.modules())
 
 
@@ -409,7 +412,7 @@ def write_model(model: Model, folder: Path) -> None:
     for name, content in (("plans.json", model.plans), ("dataset.json", model.dataset)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     for fold in model.folds:
-        checkpoint = read_checkpoint(model.folder / f"fold_{fold}" / model.checkpoint)
+        checkpoint = read_checkpoint(model.folder / f"fold_{fold}" / model.checkpoint, model.trust)
         (folder / f"fold_{fold}").mkdir()
         torch.save(for_prediction(checkpoint), folder / f"fold_{fold}" / model.checkpoint)
 

@@ -56,5 +56,5 @@ def _is_of(name: str, packages: tuple[str, ...]) -> bool:
 def _refusal(name: object, field: str, problem: str, where: str) -> InputError:
     return InputError(
         f"{where}: {field} {name!r} {problem}, and is not imported for a file that may be somebody else's; if you "
-        "trust the model, add --trust"
+        "trust a model, add --trust"
     )

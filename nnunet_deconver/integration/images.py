@@ -1,0 +1,112 @@
+"""Image files that are cut short or corrupt, and segmentations that hold no labels: what nnU-Net's readers let pass.
+
+SimpleITK fills up with zeros what a truncated NIfTI file or a corrupt MetaImage lacks, and nnU-Net's reader turns a
+label that is not a number into 0.
+"""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+# Read at once while a file is gone through.
+_PIECE = 1 << 20
+
+
+def check_image_file(path: Path) -> None:
+    """Raises ValueError if a file is cut short or corrupt, as far as its format lets one tell.
+
+    Args:
+        path: of an image. Of NIfTI, gzip and MetaImage files the length is checked, and the checksum where there is
+            one; others are left to their readers, which notice.
+    """
+    if not path.is_file():
+        raise ValueError("is not a file")
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        _check_nifti(path, name.endswith(".gz"))
+    elif name.endswith(".gz"):
+        _gunzip(path)
+    elif name.endswith(".mha"):
+        _check_compressed_metaimage(path)
+
+
+def _gunzip(path: Path, first: int = 0) -> tuple[bytes, int]:
+    """The first bytes of what is in a gzip file, and the length of all of it, whose checksum is compared."""
+    start, length = b"", 0
+    try:
+        with gzip.open(path) as file:
+            while piece := file.read(_PIECE):
+                start += piece[: first - len(start)]
+                length += len(piece)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"is cut short or corrupt ({' '.join(str(error).split())}); copy or make it again") from error
+    return start, length
+
+
+def _check_nifti(path: Path, compressed: bool) -> None:
+    """Compares a NIfTI file's length with what its header says (nifti1.h, nifti2.h: dim, bitpix, vox_offset)."""
+    if compressed:
+        header, length = _gunzip(path, 540)
+    else:
+        with path.open("rb") as file:
+            header = file.read(540)
+        length = path.stat().st_size
+    for order in "<>":
+        if header[:4] == struct.pack(f"{order}i", 348) and len(header) >= 348:
+            dim = struct.unpack_from(f"{order}8h", header, 40)
+            (bits,) = struct.unpack_from(f"{order}h", header, 72)
+            (offset,) = struct.unpack_from(f"{order}f", header, 108)
+        elif header[:4] == struct.pack(f"{order}i", 540) and len(header) >= 540:
+            dim = struct.unpack_from(f"{order}8q", header, 16)
+            (bits,) = struct.unpack_from(f"{order}h", header, 14)
+            (offset,) = struct.unpack_from(f"{order}q", header, 168)
+        else:
+            continue
+        rank = dim[0] if 0 <= dim[0] <= 7 else 0
+        expected = math.prod(max(size, 1) for size in dim[1 : rank + 1]) * bits // 8
+        if math.isfinite(offset) and length < int(offset) + expected:
+            raise ValueError(
+                f"is cut short: has {length} of the {int(offset) + expected} bytes that its header says; copy or make "
+                "it again"
+            )
+        return
+    # Neither: its reader says what it thinks of it.
+
+
+def _check_compressed_metaimage(path: Path) -> None:
+    with path.open("rb") as file:
+        content = file.read()
+    header = re.match(rb"(?:[^\n]*\n){1,100}?ElementDataFile = LOCAL\r?\n", content)
+    if header is None or not re.search(rb"CompressedData = True", header[0]):
+        return
+    try:
+        zlib.decompress(content[header.end() :])
+    except zlib.error as error:
+        raise ValueError(f"is corrupt ({error}); copy or make it again") from error
+
+
+def check_whole_numbers(path: Path) -> None:
+    """Raises ValueError if a file of numbers that need not be whole holds some that are not, NaN or infinite.
+
+    Args:
+        path: of a segmentation. Only files that SimpleITK knows are looked at.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        if reader.GetPixelIDValue() not in (sitk.sitkFloat32, sitk.sitkFloat64):
+            return
+        voxels = sitk.GetArrayViewFromImage(reader.Execute())
+    except RuntimeError:  # not one of SimpleITK's formats: its own reader says more
+        return
+    with np.errstate(invalid="ignore"):
+        if not (np.isfinite(voxels).all() and np.array_equal(np.rint(voxels), voxels)):
+            raise ValueError("has values that are not whole numbers; a segmentation holds labels")
