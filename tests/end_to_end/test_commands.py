@@ -54,7 +54,7 @@ def test_train_predict_evaluate_with_the_variable_alone(nnunet, warm, tiny, tmp_
 def path(tmp_path) -> dict[str, str]:
     """The variable that lets commands use a copy of nnU-Net, so that the installed one stays as it is."""
     copy = tmp_path / "site" / "nnunetv2"
-    shutil.copytree(nnunetv2.__path__[0], copy, ignore=shutil.ignore_patterns("__pycache__", "nnunet_deconver_*"))
+    shutil.copytree(nnunetv2.__path__[0], copy, ignore=shutil.ignore_patterns("nnunet_deconver_*"))
     return {"PYTHONPATH": str(copy.parent)}
 
 
@@ -115,7 +115,8 @@ def test_plan_preprocess_train_predict(nnunet, warm, tiny, tmp_path):
         for part in ("ndc.filter", "transpconvs.0.offset.weight"):
             assert any(key.endswith(part) for key in weights), part
         out = tmp_path / configuration
-        prediction = commands.predict(902, trainer, out, configuration=configuration, plans=name, **tiny)
+        options = {"configuration": configuration, "plans": name, **tiny}
+        prediction = commands.predict(902, trainer, out, "-npp", 0, "-nps", 0, **options)
         assert prediction.shape == (20, 20, 20)
 
 
@@ -140,7 +141,7 @@ def test_the_stock_trainer_trains_and_predicts_from_plans_that_name_deconver(nnu
         (nnunet, "plain", {"ATEN_CPU_CAPABILITY": "default"}),
     ):
         out = tmp_path / name
-        arguments = [901, "nnUNetTrainer_1epoch", out, "--save_probabilities"]
+        arguments = [901, "nnUNetTrainer_1epoch", out, "--save_probabilities", "-npp", 0, "-nps", 0]
         assert commands.predict(*arguments, plans="deconverPlans", **capability).shape == (20, 20, 20)
         if "avx2" in compiled_kernels():
             assert ("slower plain path" in commands.output) == (name == "plain")
