@@ -63,6 +63,20 @@ def write_dataset(raw: Path, number: int):
     (folder / "dataset.json").write_text(json.dumps(description))
 
 
+def write_fingerprint(preprocessed: Path, number: int):
+    """What nnUNetv2_extract_fingerprint would write, which draws 10^8 voxels for intensities that MRI does not need."""
+    folder = preprocessed / dataset_name(number)
+    folder.mkdir(parents=True)
+    intensities = dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 1.0)
+    fingerprint = {
+        "spacings": [[1.5, 1.0, 1.0]] * CASES,
+        "shapes_after_crop": [[20, 20, 16]] * CASES,
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "median_relative_size_after_cropping": 0.8,
+    }
+    (folder / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
+
+
 def dataset_name(number: int) -> str:
     return f"Dataset{number}_Tiny"
 
@@ -84,25 +98,23 @@ class NnUNet:
 
     def run(self, command: str, *arguments, returncode=0, timeout=600, **variables) -> str:
         """Runs a command of this environment and returns what it printed."""
-        executable = Path(sys.executable).parent / command
+        executable = str(Path(sys.executable).parent / command)
         # Into a file: workers of a process that died on purpose outlive it and would keep a pipe open.
-        with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(
-                [str(executable), *map(str, arguments)],
-                env=self.environment | variables,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                process.wait(timeout)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            log.seek(0)
-            output = log.read()
-        assert process.returncode == returncode, f"{command} {arguments} -> {process.returncode}\n{output[-5000:]}"
+        with tempfile.NamedTemporaryFile("w+") as log:
+            found = self._call([executable, *map(str, arguments)], self.environment | variables, log, timeout)
+            output = Path(log.name).read_text()
+        assert found == returncode, f"{command} {arguments} -> {found}\n{output[-5000:]}"
         return output
+
+    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int) -> int:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return process.wait(timeout)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def train(self, number: int, trainer: str, *options, configuration="3d_fullres", plans="tinyPlans", **kwargs):
         """Trains on fold 0 on the CPU; returns the output and the model's folder."""
@@ -135,6 +147,25 @@ class NnUNet:
         return self.preprocessed / dataset_name(number) / f"{name}.json"
 
 
+class WarmNnUNet(NnUNet):
+    """The same in seconds less, by `warm.py`: for commands that some test also runs as processes of their own."""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        script = Path(__file__).with_name("warm.py")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._server = subprocess.Popen([sys.executable, str(script)], env=self.environment, text=True, **pipes)
+
+    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int) -> int:
+        asked = {"command": command, "environment": environment, "log": log.name, "timeout": timeout}
+        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    def close(self):
+        self._server.communicate()  # ends with its input
+
+
 def shrink(plans: dict, patch: int = 16) -> dict:
     """The plan with a small patch and 8 to 16 features: seconds on a CPU, every trainer's features at work."""
     plans["plans_name"] = "tinyPlans"
@@ -156,19 +187,27 @@ def shrink(plans: dict, patch: int = 16) -> dict:
 
 
 @pytest.fixture(scope="session")
-def nnunet(tmp_path_factory) -> NnUNet:
+def warm(tmp_path_factory):
     """Three tiny datasets (labels, regions, ignore label), preprocessed by nnU-Net, with plans for a CPU."""
-    nnunet = NnUNet(tmp_path_factory.mktemp("nnunet"))
+    warm = WarmNnUNet(tmp_path_factory.mktemp("nnunet"))
     for number in LABELS:
-        write_dataset(nnunet.raw, number)
+        write_dataset(warm.raw, number)
+        write_fingerprint(warm.preprocessed, number)
     one_process = ["-npfp", 1, "-np", 1]
-    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", 901, "-c", "2d", "3d_fullres", *one_process, 1)
-    nnunet.run("nnUNetv2_plan_and_preprocess", "-d", 902, 903, "-c", "3d_fullres", *one_process)
+    warm.run("nnUNetv2_plan_and_preprocess", "-d", 901, "-c", "2d", "3d_fullres", *one_process, 1)
+    warm.run("nnUNetv2_plan_and_preprocess", "-d", 902, 903, "-c", "3d_fullres", *one_process)
     for number in LABELS:
-        plans = shrink(json.loads(nnunet.plans(number, "nnUNetPlans").read_text()))
-        nnunet.plans(number, "tinyPlans").write_text(json.dumps(plans))
-    yield nnunet
-    shutil.rmtree(nnunet.preprocessed.parent)
+        plans = shrink(json.loads(warm.plans(number, "nnUNetPlans").read_text()))
+        warm.plans(number, "tinyPlans").write_text(json.dumps(plans))
+    yield warm
+    warm.close()
+    shutil.rmtree(warm.raw.parent)
+
+
+@pytest.fixture(scope="session")
+def nnunet(warm) -> NnUNet:
+    """The same datasets and folders."""
+    return NnUNet(warm.raw.parent)
 
 
 @pytest.fixture(scope="session")

@@ -170,9 +170,9 @@ def test_the_container_of_these_tests_restricts(container, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(nnunet, tiny):
+def trained(warm, tiny):
     """The folder of a model trained for four iterations with a trainer of a folder of its own."""
-    return nnunet.train(901, "nnUNetTrainerDeconverTiny", **tiny)[1]
+    return warm.train(901, "nnUNetTrainerDeconverTiny", **tiny)[1]
 
 
 OURS = "trainer of this package"
@@ -208,12 +208,12 @@ def write_model(kind, trained, label_finding, root: Path) -> Path:
     return model
 
 
-def predict(nnunet, tiny, model: Path, images: Path, out: Path, *options):
+def predict(warm, tiny, model: Path, images: Path, out: Path, *options):
     """What nnU-Net's own command writes."""
     trainer, plans, configuration = model.name.split("__")
     arguments = ["-i", images, "-o", out, "-d", 901, "-f", 0, 1, "-tr", trainer, "-p", plans, "-c", configuration]
     variables = tiny | {"nnUNet_results": str(model.parents[1])}
-    nnunet.run("nnUNetv2_predict", *arguments, "-device", "cpu", "-npp", 1, "-nps", 1, *options, **variables)
+    warm.run("nnUNetv2_predict", *arguments, "-device", "cpu", "-npp", 1, "-nps", 1, *options, **variables)
 
 
 def export(nnunet, tiny, model: Path, out: Path, *options) -> Path:
@@ -236,14 +236,14 @@ def read(path: Path) -> np.ndarray:
 
 # The remaining one is in every test below.
 @pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != OURS])
-def test_voxels_are_those_of_nnunet(nnunet, tiny, trained, label_finding, container, tmp_path, kind):
+def test_voxels_are_those_of_nnunet(warm, tiny, trained, label_finding, container, tmp_path, kind):
     """A model of each way to find its network, of two folds, on the .mha that grand-challenge gives."""
     model = write_model(kind, trained, label_finding, tmp_path / "results")
     mirroring = kind != "stock trainer and plans"
-    images = nnunet.raw / "Dataset901_Tiny" / "imagesTs"
-    predict(nnunet, tiny, model, images, tmp_path / "expected", *([] if mirroring else ["--disable_tta"]))
+    images = warm.raw / "Dataset901_Tiny" / "imagesTs"
+    predict(warm, tiny, model, images, tmp_path / "expected", *([] if mirroring else ["--disable_tta"]))
     options = ["--api", "exec", "--output-socket", "organs"] + ([] if mirroring else ["--no-mirroring"])
-    exported = export(nnunet, tiny, model, tmp_path / "export", *options)
+    exported = export(warm, tiny, model, tmp_path / "export", *options)
     assert (exported / "trainers").is_dir() == (model.name.split("__")[0] == "nnUNetTrainerDeconverTiny")
 
     job = container(exported)
@@ -259,16 +259,16 @@ def test_voxels_are_those_of_nnunet(nnunet, tiny, trained, label_finding, contai
 
 
 @pytest.fixture(scope="module")
-def deconver(nnunet, tiny, trained, label_finding, tmp_path_factory) -> SimpleNamespace:
+def deconver(warm, tiny, trained, label_finding, tmp_path_factory) -> SimpleNamespace:
     """A model, two images, and the folder of what nnUNetv2_predict makes of them with --save_probabilities."""
     root = tmp_path_factory.mktemp("deconver")
     model = write_model(OURS, trained, label_finding, root / "results")
-    raw = nnunet.raw / "Dataset901_Tiny"
+    raw = warm.raw / "Dataset901_Tiny"
     (root / "images").mkdir()
     images = {}
     for case, folder in (("case_4", "imagesTr"), ("case_5", "imagesTs")):
         images[case] = shutil.copy(raw / folder / f"{case}_0000.nii.gz", root / "images")
-    predict(nnunet, tiny, model, root / "images", root / "predicted", "--save_probabilities")
+    predict(warm, tiny, model, root / "images", root / "predicted", "--save_probabilities")
     return SimpleNamespace(model=model, images=images, predicted=root / "predicted")
 
 
@@ -333,10 +333,10 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_every_target_in_its_layout(nnunet, tiny, deconver, container, tmp_path, target):
+def test_every_target_in_its_layout(warm, tiny, deconver, container, tmp_path, target):
     """Both cases; as two jobs on grand-challenge, which gives one at a time."""
     given, written, options = LAYOUTS[target]
-    job = container(export(nnunet, tiny, deconver.model, tmp_path / "export", "--target", target, *options))
+    job = container(export(warm, tiny, deconver.model, tmp_path / "export", "--target", target, *options))
     cases = list(deconver.images)
     for names in [[case] for case in cases] if target == "grand-challenge" else [cases]:
         job.give({given.format(n): deconver.images[n] for n in names}, sockets=target == "grand-challenge")

@@ -15,6 +15,10 @@ class _Tiny:
     iterations_per_epoch = 2
     validation_iterations_per_epoch = 1
 
+    def on_train_start(self):
+        super().on_train_start()
+        self.logger.plot_progress_png = lambda folder: None  # takes longer than an epoch here
+
 
 # nnUNetTrainerDeconverTiny, nnUNetTrainerDeconver_k5Tiny, nnUNetTrainerDTC_rf4Tiny, ...
 for _name in trainers.__all__:
@@ -41,7 +45,6 @@ class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
     def on_train_start(self):
         super().on_train_start()
         self.save_every = 10
-        self.logger.plot_progress_png = lambda folder: None  # takes longer than an epoch here
 
     def train_step(self, batch):
         outputs = super().train_step(batch)
