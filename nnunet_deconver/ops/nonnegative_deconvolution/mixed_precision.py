@@ -18,6 +18,7 @@ from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     adjoint_filter,
     compute_dtype,
     nonnegative_deconvolution_reference,
+    quotient,
     same_convolution,
 )
 
@@ -69,14 +70,16 @@ def differentiate_plain(
         adjoint = adjoint_filter(filter, groups=groups)
         reconstruction = same_convolution(source, filter, groups=groups)
         denominator = same_convolution(reconstruction, adjoint, groups=groups) + eps
-        ratio = (same_convolution(x, adjoint, groups=groups) + eps) / denominator
+        numerator = same_convolution(x, adjoint, groups=groups) + eps
+        updated = quotient(source, numerator, denominator)
         if dtypes[1].itemsize < dtype.itemsize:
             # No gradient passes where the output was cut.
-            gradient = torch.where(source * ratio > torch.finfo(dtypes[1]).max, 0, gradient)
-        d_numerator = gradient * source / denominator
-        d_denominator = -d_numerator * ratio
+            gradient = torch.where(updated > torch.finfo(dtypes[1]).max, 0, gradient)
+        d_numerator = quotient(gradient, source, denominator)
+        d_denominator = -quotient(gradient, updated, denominator)
         d_x, d_reconstruction = (same_convolution(part, filter, groups=groups) for part in (d_numerator, d_denominator))
-        d_source = gradient * ratio + same_convolution(d_reconstruction, adjoint, groups=groups)
+        d_source = quotient(gradient, numerator, denominator)
+        d_source = d_source + same_convolution(d_reconstruction, adjoint, groups=groups)
         d_adjoint = filter_gradient(x, adjoint, d_numerator) + filter_gradient(reconstruction, adjoint, d_denominator)
         # The adjoint of an adjoint is the filter: what takes one's gradient to the other's, too.
         d_adjoint = adjoint_filter(d_adjoint, groups=groups)

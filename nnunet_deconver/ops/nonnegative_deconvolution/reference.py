@@ -135,8 +135,49 @@ def nonnegative_deconvolution_reference(
         for _ in range(iterations):
             reconstruction = same_convolution(source, filter, groups=groups)
             denominator = same_convolution(reconstruction, adjoint, groups=groups) + eps
-            source = source * (numerator / denominator)
+            source = quotient(source, numerator, denominator)
     return source
+
+
+def quotient(first: Tensor, second: Tensor, denominator: Tensor) -> Tensor:
+    """`first * second / denominator`, which overflows or vanishes on the way only where the result does.
+
+    So do its derivatives, which are such quotients in turn, of any order. Everything the update does voxel by voxel is
+    one: written as a product and a division, either order of the two leaves the range somewhere.
+
+    Args:
+        first: of any shape.
+        second: of the same, as the next.
+        denominator: positive.
+    """
+    return _Quotient.apply(first, second, denominator)
+
+
+class _Quotient(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(first: Tensor, second: Tensor, denominator: Tensor) -> Tensor:
+        # A division by less than 1 is for the smaller factor, another for the larger: neither goes further from 1 than
+        # the result, and what the multiplication does is the result.
+        divides_first = (first.abs() < second.abs()) == (denominator < 1)
+        quotient = torch.where(divides_first, first, second).div_(denominator)
+        return quotient.mul_(torch.where(divides_first, second, first))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        first, second, denominator, output = ctx.saved_tensors
+        needs_first, needs_second, needs_denominator = ctx.needs_input_grad
+        return (
+            quotient(gradient, second, denominator) if needs_first else None,
+            quotient(gradient, first, denominator) if needs_second else None,
+            # From the output, and not from either of the others, which may be out of range where this one is not.
+            -quotient(gradient, output, denominator) if needs_denominator else None,
+        )
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
