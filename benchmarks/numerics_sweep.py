@@ -125,12 +125,12 @@ class Limits(NamedTuple):
     Attributes:
         largest: of all that is made on the way to it. What is made is Y, N, D and S' of every update; for a gradient
             dN, dD, dY and dS likewise, those which it is made of; and the result.
-        error: how far it may be from the exact one. A path makes an output of f = e k terms for each value of Y, dX and
-            dY, c k for N, D and dS, and v voxels for dV, where c channels and e sources are in a group and a kernel has
-            k taps. Each operation adds a rounding of u = 2^-24 of a value, or of the smallest normal number where the
-            value is smaller than that: along the longest way n = 3 e k + 4 c k + 12 of them, and v more. A term that is
-            made of n roundings is wrong by n u of itself at most, and by about sqrt(n) u where roundings do not agree,
-            hence 2 sqrt(n) u times the sum of the terms, doubled by each further update, whose source is not exact.
+        error: how far it may be from float64's. With c channels and e sources in a group and k taps in a kernel, a sum
+            has e k terms for Y, dX and dY, c k for N, D and dS, and as many as there are voxels, v, for dV. On the
+            longest way through these sums and the quotients a term meets n = 3 e k + 4 c k + 24 roundings, for dV v
+            more, of u = 2^-24 of what is made there, or of the smallest normal number where that is larger. They move
+            it by n u of itself at most, and by some sqrt(n) u as they do not agree. So 2 sqrt(n) u of the sum of the
+            terms are allowed, and twice that for each further update, whose source has errors already.
     """
 
     largest: float
@@ -185,7 +185,7 @@ def limits(problem: Problem) -> list[Limits]:
     terms["gradient of filter"] = torch.maximum(filter_largest, d_filter.max()), d_filter
 
     taps = math.prod(filter.shape[2:])
-    roundings = 3 * taps * problem.source.shape[1] // groups + 4 * taps * x.shape[1] // groups + 12
+    roundings = 3 * taps * problem.source.shape[1] // groups + 4 * taps * x.shape[1] // groups + 24
     found = []
     for name in RESULTS:
         largest, sums = terms[name]

@@ -40,7 +40,8 @@ INLINE whole smaller(whole a, whole b) { return a < b ? a : b; }
 
 INLINE vector magnitude(vector values) { return (vector)((bits)values & 0x7fffffff); }
 
-/* first second / denominator, as `quotient` in reference.py. */
+/* first second / denominator, which overflows or vanishes on the way only where the result does: a division by less than
+ * 1 is for the smaller factor, another for the larger. So neither goes further from 1 than the result. */
 INLINE vector quotient(vector first, vector second, vector denominator) {
     const bits divides_second = (magnitude(first) < magnitude(second)) ^ (denominator < 1);
     const bits exchanged = ((bits)first ^ (bits)second) & divides_second;
