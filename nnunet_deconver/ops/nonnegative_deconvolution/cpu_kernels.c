@@ -19,6 +19,7 @@
 
 /* LANES, floats of a vector, comes from the command line, with the instructions to use. */
 typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef long long whole;
 
 typedef struct {
@@ -36,6 +37,17 @@ INLINE vector load(const float *from) { return *(const vector *)from; }
 INLINE void store(float *to, vector values) { *(vector *)to = values; }
 INLINE whole larger(whole a, whole b) { return a > b ? a : b; }
 INLINE whole smaller(whole a, whole b) { return a < b ? a : b; }
+
+INLINE vector magnitude(vector values) { return (vector)((bits)values & 0x7fffffff); }
+
+/* first second / denominator, which overflows or vanishes on the way only where the result does: a division by less than
+ * 1 is for the smaller factor, another for the larger. So neither goes further from 1 than the result. */
+INLINE vector quotient(vector first, vector second, vector denominator) {
+    const bits divides_second = (magnitude(first) < magnitude(second)) ^ (denominator < 1);
+    const bits exchanged = ((bits)first ^ (bits)second) & divides_second;
+    const vector divided = (vector)((bits)first ^ exchanged), other = (vector)((bits)second ^ exchanged);
+    return divided / denominator * other;
+}
 
 /* The taps `from` to `to` of an axis that lie inside the image for the voxel `at`. */
 INLINE void taps(whole at, whole size, whole kernel, whole *from, whole *to) {
@@ -129,20 +141,20 @@ INLINE void adjoint(const geometry *g, const float *const *images, const float *
         const whole voxel = ((z - planes) * g->height + y) * g->width + x;
         for (int i = 0; i < n; i++) {
             const whole here = ((voxel + i) * g->ratio + r) * g->channels + c;
-            const vector denominator = sum[1][i] + eps, quotient = (sum[0][i] + eps) / denominator;
+            const vector numerator = sum[0][i] + eps, denominator = sum[1][i] + eps;
             if (purpose == UPDATE) {
-                store(source + here, load(source + here) * quotient);
+                store(source + here, quotient(load(source + here), numerator, denominator));
                 continue;
             }
             const whole there = here - (first - planes) * g->height * g->width * sources;
             const vector arrived = load(upstream + there);
             if (purpose == QUOTIENT_GRADIENTS) {
-                const vector s = load(source + here), of_numerator = arrived * s / denominator;
-                store(updated + there, s * quotient);
-                store(gradient + here, of_numerator);
-                store(source + here, -of_numerator * quotient);
+                const vector s = load(source + here), result = quotient(s, numerator, denominator);
+                store(updated + there, result);
+                store(gradient + here, quotient(arrived, s, denominator));
+                store(source + here, -quotient(arrived, result, denominator));
             } else {
-                store(gradient + there, arrived * quotient + sum[2][i]);
+                store(gradient + there, quotient(arrived, numerator, denominator) + sum[2][i]);
             }
         }
     }

@@ -19,7 +19,9 @@ from nnunet_deconver.ops.device import fast_layout
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     adjoint_filter,
     compute_dtype,
+    differentiate_quotient,
     nonnegative_deconvolution_reference,
+    quotient,
     same_convolution,
 )
 
@@ -37,7 +39,7 @@ def nonnegative_deconvolution_plain(
         iterations=iterations,
         eps=eps,
     )
-    return narrow(updated, source.dtype)
+    return narrow(_LayOutGradient.apply(updated), source.dtype)
 
 
 def differentiate_plain(
@@ -71,14 +73,14 @@ def differentiate_plain(
         adjoint = adjoint_filter(filter, groups=groups)
         reconstruction = same_convolution(source, filter, groups=groups)
         denominator = same_convolution(reconstruction, adjoint, groups=groups) + eps
-        ratio = (same_convolution(x, adjoint, groups=groups) + eps) / denominator
+        numerator = same_convolution(x, adjoint, groups=groups) + eps
         if dtypes[1].itemsize < dtype.itemsize:
             # No gradient passes where the output was cut.
-            gradient = torch.where(source * ratio > torch.finfo(dtypes[1]).max, 0, gradient)
-        d_numerator = gradient * source / denominator
-        d_denominator = -d_numerator * ratio
+            cut = quotient(source, numerator, denominator) > torch.finfo(dtypes[1]).max
+            gradient = torch.where(cut, 0, gradient)
+        d_source, d_numerator, d_denominator = differentiate_quotient(gradient, source, numerator, denominator)
         d_x, d_reconstruction = (same_convolution(part, filter, groups=groups) for part in (d_numerator, d_denominator))
-        d_source = gradient * ratio + same_convolution(d_reconstruction, adjoint, groups=groups)
+        d_source = d_source + same_convolution(d_reconstruction, adjoint, groups=groups)
         d_adjoint = filter_gradient(x, adjoint, d_numerator) + filter_gradient(reconstruction, adjoint, d_denominator)
         # The adjoint of an adjoint is the filter: what takes one's gradient to the other's, too.
         d_adjoint = adjoint_filter(d_adjoint, groups=groups)
@@ -109,6 +111,18 @@ class _Widen(torch.autograd.Function):
     # PyTorch's takes any number of gradients.
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return narrow_gradient(gradient, ctx.dtype), None
+
+
+class _LayOutGradient(torch.autograd.Function):
+    """Brings the gradient that arrives into the layout of all else: arithmetic between two is many times slower."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return fast_layout(gradient)
 
 
 def narrow_gradient(gradient: Tensor, dtype: torch.dtype) -> Tensor:

@@ -137,8 +137,76 @@ def nonnegative_deconvolution_reference(
         for _ in range(iterations):
             reconstruction = same_convolution(source, filter, groups=groups)
             denominator = same_convolution(reconstruction, adjoint, groups=groups) + eps
-            source = source * (numerator / denominator)
+            source = quotient(source, numerator, denominator)
     return source
+
+
+def quotient(first: Tensor, second: Tensor, denominator: Tensor) -> Tensor:
+    """`first * second / denominator`, which overflows or vanishes on the way only where the result does.
+
+    So do its first derivatives. A product and a division leave the range somewhere, in either order; two factors
+    `sqrt(second / denominator)` do not, whose roots are taken one by one: the first brings `first` nearer to the result
+    and the second there.
+
+    Args:
+        first: nonnegative, of any shape.
+        second: nonnegative, of the same shape, as the next.
+        denominator: positive.
+    """
+    return _Quotient.apply(first, second, denominator)
+
+
+def differentiate_quotient(
+    gradient: Tensor, first: Tensor, second: Tensor, denominator: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `quotient`, for where autograd does not record. None needs another, which may be out of range.
+
+    Args:
+        gradient: of the quotient.
+        first: as in `quotient`, and so the following.
+        second: likewise.
+        denominator: likewise.
+
+    Returns:
+        The gradients of first, second and denominator.
+    """
+    inverse_root = denominator.rsqrt()
+    of_second = second.sqrt() * inverse_root
+    of_first = first.sqrt() * inverse_root
+    of_both = of_first * of_second  # the root of the quotient, over that of the denominator
+    return (
+        (gradient * of_second).mul_(of_second),
+        (gradient * of_first).mul_(of_first),
+        (gradient * of_both).mul_(of_both).neg_(),
+    )
+
+
+class _Quotient(torch.autograd.Function):
+    @staticmethod
+    def forward(first: Tensor, second: Tensor, denominator: Tensor) -> Tensor:
+        factor = second.sqrt().div_(denominator.sqrt())
+        return (first * factor).mul_(factor)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        first, second, denominator = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            # Of higher derivatives, in which factors may be negative, nothing is promised.
+            by_first = gradient / denominator
+            d_first = by_first * second
+            return d_first, by_first * first, -d_first * first / denominator
+        return differentiate_quotient(gradient, first, second, denominator)
+
+    @staticmethod
+    def vmap(info, dims, *tensors):
+        # All with a batch axis: what is computed in place has room for it then.
+        pairs = zip(tensors, dims, strict=True)
+        batched = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs)
+        return quotient(*batched), 0
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -86,6 +86,13 @@ def _saturated(values, LIMIT: tl.constexpr):
     return values
 
 
+@triton.jit
+def _quotient(first, second, denominator):
+    """`first * second / denominator`, as `reference.quotient`."""
+    divides_first = (tl.abs(first) < tl.abs(second)) == (denominator < 1)
+    return tl.where(divides_first, first, second) / denominator * tl.where(divides_first, second, first)
+
+
 # What becomes of finished sums. Each gets those of one output channel, the position of its voxels in the output and in
 # every tensor of the same shape, and those tensors; LIMIT is the largest number of the output's dtype, or 0.
 
@@ -100,7 +107,7 @@ def _finish_reconstruction(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
 def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`S N / D`."""
     source, updated = tensors
-    values = _load(source, at, mask) * ((sums[0] + eps) / (sums[1] + eps))
+    values = _quotient(_load(source, at, mask), sums[0] + eps, sums[1] + eps)
     if LIMIT > 0:
         # lets NaN pass, as a minimum might not
         values = tl.where(values > LIMIT, LIMIT, values)
@@ -108,24 +115,24 @@ def _finish_update(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _upstream(ratio, at, mask, source, gradient, LIMIT: tl.constexpr):
+def _upstream(updated, at, mask, gradient, LIMIT: tl.constexpr):
     """`G`, but no gradient passes where the output was cut."""
     upstream = _load(gradient, at, mask)
     if LIMIT > 0:
-        upstream = tl.where(_load(source, at, mask) * ratio <= LIMIT, upstream, 0.0)
+        upstream = tl.where(updated <= LIMIT, upstream, 0.0)
     return upstream
 
 
 @triton.jit
 def _finish_d_ratio(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
-    """`dN = G S / D`, `dD = -G S N / D^2`."""
+    """`dN = G S / D`, `dD = -G S' / D`."""
     source, gradient, d_numerator, d_denominator = tensors
-    denominator = sums[1] + eps
-    ratio = (sums[0] + eps) / denominator
-    upstream = _upstream(ratio, at, mask, source, gradient, LIMIT)
-    values = upstream * _load(source, at, mask) / denominator
-    _store(d_numerator, at, values, mask)
-    _store(d_denominator, at, -values * ratio, mask)
+    numerator, denominator = sums[0] + eps, sums[1] + eps
+    values = _load(source, at, mask)
+    updated = _quotient(values, numerator, denominator)
+    upstream = _upstream(updated, at, mask, gradient, LIMIT)
+    _store(d_numerator, at, _quotient(upstream, values, denominator), mask)
+    _store(d_denominator, at, -_quotient(upstream, updated, denominator), mask)
 
 
 @triton.jit
@@ -139,9 +146,11 @@ def _finish_d_images(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
 def _finish_d_source(sums, at, mask, tensors, eps, LIMIT: tl.constexpr):
     """`dS = G N / D + dY (*) V^-`."""
     source, gradient, d_source = tensors
-    ratio = (sums[0] + eps) / (sums[1] + eps)
-    upstream = _upstream(ratio, at, mask, source, gradient, LIMIT)
-    _store(d_source, at, _saturated(upstream * ratio + sums[2], LIMIT), mask)
+    numerator, denominator = sums[0] + eps, sums[1] + eps
+    updated = _quotient(_load(source, at, mask), numerator, denominator)
+    upstream = _upstream(updated, at, mask, gradient, LIMIT)
+    values = _quotient(upstream, numerator, denominator) + sums[2]
+    _store(d_source, at, _saturated(values, LIMIT), mask)
 
 
 @triton.jit(do_not_specialize=_SIZES)

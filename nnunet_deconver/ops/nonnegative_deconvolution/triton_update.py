@@ -4,7 +4,7 @@ With source S, image X, filter V, its adjoint V^-, and G the gradient of the res
 and (3), and their derivatives):
 
     Y = S (*) V        N = X (*) V^- + eps        D = Y (*) V^- + eps        S' = S N / D
-    dN = G S / D       dD = -G S N / D^2          dX = dN (*) V              dY = dD (*) V
+    dN = G S / D       dD = -G S' / D             dX = dN (*) V              dY = dD (*) V
     dS = G N / D + dY (*) V^-
     dV_ce(j) = sum_q X_c(q) dN_e(q + j) + Y_c(q) dD_e(q + j) + dY_c(q) S_e(q + j)
 
