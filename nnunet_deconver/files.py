@@ -11,6 +11,12 @@ from typing import IO, Any
 from nnunet_deconver.errors import InputError
 
 
+def check_is_file(path: Path, what: str = "") -> None:
+    """Raises InputError for what is there and no file: a folder, or a pipe, from which reading would wait."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file{f'; {what}' if what else ''}")
+
+
 def read_json(path: Path, what: str = "", expected: type = dict) -> Any:
     """The content of a JSON file.
 
@@ -23,17 +29,13 @@ def read_json(path: Path, what: str = "", expected: type = dict) -> Any:
         InputError: if there is no such file, or no such content.
     """
     hint = f"; {what}" if what else ""
+    check_is_file(path, what)
     try:
-        # Reading from a pipe would wait for somebody to write.
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is not a file{hint}")
         content = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}){hint}") from error
-    except InputError:
-        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}){hint}") from error
     if not isinstance(content, expected):
@@ -60,7 +62,12 @@ def check_schema(content: dict, schema: dict, where: str, what: str = "") -> dic
     if error is None:
         return content
     field = ".".join(map(str, error.absolute_path))
-    problem = error.message if len(error.message) < 300 else f"{error.message[:150]} ... {error.message[-100:]}"
+    described = error.schema.get("description") if isinstance(error.schema, dict) else None
+    problem = error.message
+    if described and error.validator in ("anyOf", "maxLength", "pattern", "type"):
+        problem = f"must be {described}, got {error.instance!r}"
+    if len(problem) > 300:
+        problem = f"{problem[:150]} ... {problem[-100:]}"
     raise InputError(f"{where}: {f'{field}: ' if field else ''}{problem}{f'; {what}' if what else ''}")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
+from nnunet_deconver.files import read_json
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, PluginPlanner, make_planner
@@ -94,10 +95,7 @@ def load_preset(name_or_path: str) -> Preset:
         raise ValueError(
             f"preset {name_or_path!r} is neither one of {', '.join(preset_names())}, nor the path of a JSON file"
         )
-    try:
-        entries = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"preset {path} is not valid JSON: {error}") from error
+    entries = read_json(path, "a preset is a JSON file")
     errors = sorted(_VALIDATOR.iter_errors(entries), key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         where = ".".join(map(str, errors[0].absolute_path)) or "the file"

@@ -67,5 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
             text = f"--{error.argument.replace('_', '-')}" + text.removeprefix(error.argument)
         print(f"nnunet-deconver: error: {text}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a name that is too long, a folder that is not ours
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"nnunet-deconver: error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130

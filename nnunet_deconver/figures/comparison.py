@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnunet_deconver.errors import ArgumentError
 from nnunet_deconver.figures.plots import draw_cases, draw_cost, draw_training
+from nnunet_deconver.files import check_is_file
 from nnunet_deconver.metrics.comparison import (
     Comparison,
     Evaluation,
@@ -95,6 +96,7 @@ def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
     Raises:
         ArgumentError: if the file does not hold that.
     """
+    check_is_file(path, "--costs takes a CSV file")
     try:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.files import check_schema, read_json, written_whole
+from nnunet_deconver.files import check_is_file, check_schema, read_json, written_whole
 from nnunet_deconver.metrics.cases import EvaluationError
 from nnunet_deconver.metrics.evaluation import SUMMARY as EVALUATION_SUMMARY
 from nnunet_deconver.metrics.evaluation import TABLE as EVALUATION_TABLE
@@ -183,6 +183,7 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     schema = read_json(Path(__file__).with_name("summary.schema.json"))
     summary = check_schema(read_json(folder / EVALUATION_SUMMARY, what), schema, str(folder / EVALUATION_SUMMARY), what)
     values = {}
+    check_is_file(folder / EVALUATION_TABLE, what)
     try:
         with (folder / EVALUATION_TABLE).open(newline="") as file:
             for row in csv.DictReader(file):

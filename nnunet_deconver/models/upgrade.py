@@ -177,6 +177,6 @@ def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:
             if fingerprint.is_file():
                 shutil.copyfile(fingerprint, folder / fingerprint.name)
             torch.save(checkpoint, folder / fold / "checkpoint_final.pth")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer has an error of its own
         raise ArgumentError("out", out, f"cannot write there ({error}); choose another folder") from error
     return out / fold / "checkpoint_final.pth"

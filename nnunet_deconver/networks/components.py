@@ -12,7 +12,8 @@ given one: it then computes what the layer it replaces did.
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import NoneType, UnionType
+from typing import Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from torch import nn
@@ -51,10 +52,27 @@ class Component:
         # What the networks give every class of its kind is no option.
         return list(inspect.signature(self.module).parameters)[3:]
 
+    def option_type(self, option: str) -> object:
+        """What its constructor says an option is; object where it says nothing."""
+        return get_type_hints(self.module.__init__).get(option, object)
+
     @property
     def can_start_as_plain(self) -> bool:
         """Whether a trained network can be given one."""
         return hasattr(self.module, "start_as")
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value of a plans file is of a type; types that JSON has not are left to the constructor."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
 
 
 class Components:
@@ -91,6 +109,13 @@ class Components:
         if unknown:
             allowed = f"it has {', '.join(options)}" if options else "it has none"
             raise ValueError(f"{self.argument} {entry['name']!r} has no option {', '.join(unknown)}; {allowed}")
+        for option in options:
+            hint = self.choices[entry["name"]].option_type(option)
+            if option in entry and not _fits(entry[option], hint):
+                name = getattr(hint, "__name__", None) or str(hint)
+                raise ValueError(
+                    f"{option} of {self.argument} {entry['name']!r} must be of type {name}, got {entry[option]!r}"
+                )
 
     def check_can_start(self, entry: dict) -> None:
         """Raises ValueError unless a checked entry names what can start as the plain layer."""

@@ -41,11 +41,13 @@ def _check_class(name: object, field: str, packages: tuple[str, ...], where: str
         located = pydoc.locate(name)
     except pydoc.ErrorDuringImport as error:
         raise _refusal(name, field, f"cannot be imported ({error})", where) from error
-    # What is not there cannot run; who builds the network says that it is missing. By way of a known package one comes
-    # to other modules (torch.nn.modules.module.os): the class itself must be of one.
-    if located is not None and not (
-        isinstance(located, type) and issubclass(located, nn.Module) and _is_of(located.__module__, packages)
-    ):
+    if located is None:
+        # nnU-Net looks elsewhere for a network that has moved, and takes an operator that is not there for none.
+        if field == "network_class_name":
+            return
+        raise InputError(f"{where}: {field} {name!r} is not there; look for a misspelling")
+    # By way of a known package one comes to other modules (torch.nn.modules.module.os): the class must be of one.
+    if not (isinstance(located, type) and issubclass(located, nn.Module) and _is_of(located.__module__, packages)):
         raise _refusal(name, field, f"is no torch.nn.Module of {', '.join(packages)}", where)
 
 

@@ -396,7 +396,7 @@ def export(model: Model, settings: dict, image: Image, out: Path) -> None:
             (folder / "settings.json").write_text(json.dumps(settings, indent=2) + "\n")
             write_files(model, settings, image, versions, folders, folder)
             readable(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer has an error of its own
         raise ArgumentError("out", out, f"cannot write there ({error}); choose another folder") from error
 
 

@@ -139,7 +139,7 @@ def test_files_that_are_no_preset(tmp_path):
         load_preset(str(path))
     for content in (b"{", b"\xff\xfe"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"mine\.json is not valid JSON"):
+        with pytest.raises(ValueError, match=r"mine\.json: is not JSON"):
             load_preset(str(path))
 
 
