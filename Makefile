@@ -4,7 +4,7 @@ VENV ?= .venv
 # Processes that run tests side by side, each on one core.
 WORKERS ?= 2
 
-.PHONY: demo test bench docs generate lint format clean
+.PHONY: demo test types bench docs generate lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -19,7 +19,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python tools/check_types.py
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+types: $(VENV)/installed
+	$(VENV)/bin/python tools/check_types.py
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),.)/speed

@@ -117,7 +117,7 @@ class EpochScheduler(LRScheduler):
 
     def __init__(
         self, optimizer: Optimizer, learning_rate: float, num_epochs: int, schedule: Callable[[int, int], float]
-    ):
+    ) -> None:
         self.learning_rate = learning_rate
         self.num_epochs = num_epochs
         self.schedule = schedule

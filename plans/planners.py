@@ -356,7 +356,7 @@ def make_planner(
             "upsampling": upsampling,
             "segmentation_head": segmentation_head,
             "memory_target": memory_target,
-            "recipe": RECIPES.get(recipe),
+            "recipe": None if recipe is None else None if recipe is None else RECIPES.get(recipe),
             "plans_name": f"nnUNet{combination}Plans",
         },
     )

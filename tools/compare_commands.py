@@ -35,6 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
@@ -251,7 +252,7 @@ def describe(path: Path) -> list[str]:
     return [digest(gzip.decompress(content) if path.suffix == ".gz" else content)]
 
 
-def items(value, name: str = "") -> Iterator[str]:
+def items(value: Any, name: str = "") -> Iterator[str]:
     """A line for each leaf of nested dicts and lists, of tensors a digest."""
     if hasattr(value, "items"):
         for key, each in value.items():
@@ -305,18 +306,18 @@ def compare_all(
         number, case = numbered
         kept, slot = work / f"case{number:03d}", slots.get()
         try:
-            outcomes = [run(each, case, template, slot, kept / each.name) for each in (old, new)]
+            before, after = (run(each, case, template, slot, kept / each.name) for each in (old, new))
         finally:
             slots.put(slot)
-        difference = compare(case, *outcomes, wanted)
+        difference = compare(case, before, after, wanted)
         if difference is None or not difference.unwanted:
             shutil.rmtree(kept, ignore_errors=True)
         else:
             kept.mkdir(exist_ok=True)
             (kept / "difference.diff").write_text(difference.text())
-        crashed = [each.name for each, parts in zip((old, new), outcomes, strict=True) if has_traceback(parts)]
+        crashed = [each.name for each, parts in zip((old, new), (before, after), strict=True) if has_traceback(parts)]
         word = "same" if difference is None else "DIFFERS" if difference.unwanted else "differs as wanted"
-        code = f"exit code {outcomes[1]['exit code'][0]}"
+        code = f"exit code {after['exit code'][0]}"
         notes = [code] + ([f"TRACEBACK in {' and '.join(crashed)}"] if crashed else [])
         print(f"{number:3d} {word}, {', '.join(notes)}: {case.script}", file=sys.stderr, flush=True)
         return difference
@@ -330,9 +331,10 @@ def has_traceback(parts: dict[str, list[str]]) -> bool:
     return any("Traceback (most recent call last)" in line for line in parts["stdout"] + parts["stderr"])
 
 
-def make_data(folder: Path):
+def make_data(folder: Path) -> None:
     """Makes tiny datasets, plans, models and predictions with nnU-Net's own commands; some minutes on two cores."""
     specification = importlib.util.spec_from_file_location("end_to_end", END_TO_END / "conftest.py")
+    assert specification is not None and specification.loader is not None  # the file is there
     tests = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(tests)
     import nnunetv2
@@ -389,7 +391,7 @@ def report(differences: list[Difference], wanted: dict[re.Pattern, str], all_of_
 
 def main() -> int:
     """Compares, prints, and returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("old", type=Path, metavar="OLD/bin", help="folder of commands, to compare with")
     parser.add_argument("new", type=Path, metavar="NEW/bin", help="folder of commands, to be compared")
     parser.add_argument("--cases", type=Path, default=TOOLS / "compare_commands_cases.txt", metavar="FILE")

@@ -108,7 +108,10 @@ class ArchitectureTrainer(nnUNetTrainer):
             if isinstance(module, ChecksDevice):
                 module.check_device(self.device)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    # nnU-Net's types know its own optimizer and schedule alone.
+    def configure_optimizers(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Returns optimizer and scheduler, as nnU-Net asks for them."""
         if self.recipe is None:
             return super().configure_optimizers()

@@ -242,7 +242,7 @@ def _draw_box(panel: "Axes", values: np.ndarray, row: int) -> None:
     ends = values[values >= low - reach].min(), values[values <= high + reach].max()
     style: dict[str, Any] = {"color": "black", "linewidth": 0.8, "zorder": 2}
     panel.barh(row, high - low, left=low, height=0.55, fill=False, edgecolor="black", linewidth=0.8, zorder=2)
-    panel.plot([median, median], [row - 0.275, row + 0.275], **(style | {"linewidth": 1.6}))
+    panel.plot([median, median], [row - 0.275, row + 0.275], color="black", linewidth=1.6, zorder=2)
     for start, end in ((low, ends[0]), (high, ends[1])):
         panel.plot([start, end], [row, row], **style)
         panel.plot([end, end], [row - 0.12, row + 0.12], **style)

@@ -181,6 +181,7 @@ def define_lesions(settings: Settings, rank: int) -> dict[str, Metric]:
 
 def define_brats(settings: Settings, rank: int) -> dict[str, Metric]:
     """What `brats_metrics` measures."""
+    assert settings.brats is not None
     rule = BRATS_RULES[settings.brats]
     brats = (
         f"BraTS 2023 {settings.brats}: reference joined after {rule.dilation} dilation(s) of 18 neighbours, "

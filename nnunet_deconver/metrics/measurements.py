@@ -85,6 +85,11 @@ def _far(masks: Masks) -> dict[str, float]:
     }
 
 
+def _measure_brats(masks: Masks) -> dict[str, float]:
+    assert masks.settings.brats is not None
+    return brats_metrics(masks.reference, masks.prediction, masks.spacing, BRATS_RULES[masks.settings.brats])
+
+
 # In the order of tables.
 MEASUREMENTS = {
     "overlap": Measurement("nnU-Net", lambda masks: overlap_metrics(masks.reference, masks.prediction), define_overlap),
@@ -103,9 +108,7 @@ MEASUREMENTS = {
     ),
     "brats": Measurement(
         "BraTS 2023",
-        lambda masks: brats_metrics(
-            masks.reference, masks.prediction, masks.spacing, BRATS_RULES[masks.settings.brats]
-        ),
+        _measure_brats,
         define_brats,
         lambda settings: settings.brats is not None,
     ),

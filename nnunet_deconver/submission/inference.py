@@ -27,12 +27,23 @@ from http.server import BaseHTTPRequestHandler
 from io import StringIO
 from pathlib import Path
 from socketserver import ThreadingTCPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+    class LoadedPredictor(nnUNetPredictor):
+        """nnU-Net's predictor with a model: these are not None."""
+
+        network: "torch.nn.Module"
+        dataset_json: dict
+        plans_manager: PlansManager
+        configuration_manager: ConfigurationManager
+        label_manager: LabelManager
+
 
 # What libraries keep for later, by the variable that says where.
 CACHES = (
@@ -198,7 +209,7 @@ def serve(run: Callable[[], int], port: int = PORT) -> None:
                 job.set_result(1)
 
 
-def load_predictor(model: Path, settings: dict) -> "nnUNetPredictor":
+def load_predictor(model: Path, settings: dict) -> "LoadedPredictor":
     """nnU-Net's predictor with all folds of the model.
 
     Args:
@@ -227,7 +238,7 @@ def load_predictor(model: Path, settings: dict) -> "nnUNetPredictor":
         allow_tqdm=False,
     )
     predictor.initialize_from_trained_model_folder(str(model), settings["folds"], settings["checkpoint"])
-    return predictor
+    return cast("LoadedPredictor", predictor)
 
 
 def choose_device(allow_cpu: bool) -> torch.device:
@@ -266,7 +277,7 @@ def gpu_is_visible() -> bool:
     return named or torch.cuda.is_available() or any(Path("/dev").glob("nvidia[0-9]*"))
 
 
-def segment_all(inputs: Path, output: Path, predictor: "nnUNetPredictor", settings: dict) -> int:
+def segment_all(inputs: Path, output: Path, predictor: "LoadedPredictor", settings: dict) -> int:
     """Segments all cases in a folder.
 
     Args:
@@ -399,7 +410,7 @@ def images_in(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.is_file())
 
 
-def segment(case: Case, output: Path, predictor: "nnUNetPredictor", settings: dict) -> bool:
+def segment(case: Case, output: Path, predictor: "LoadedPredictor", settings: dict) -> bool:
     """Segments a case and writes what settings.json asks for, or says on stderr why it cannot.
 
     Args:
@@ -457,7 +468,7 @@ def deconvolution_path(network: torch.nn.Module, device: torch.device) -> str | 
     return path if reason is None else f"{path}, because {reason}"
 
 
-def read_images(case: Case, predictor: "nnUNetPredictor") -> list[sitk.Image]:
+def read_images(case: Case, predictor: "LoadedPredictor") -> list[sitk.Image]:
     """The images of a case by channel.
 
     Raises:
@@ -498,7 +509,7 @@ def read_images(case: Case, predictor: "nnUNetPredictor") -> list[sitk.Image]:
     return images
 
 
-def for_nnunet(case: Case, images: list[sitk.Image], predictor: "nnUNetPredictor", folder: Path) -> list[str]:
+def for_nnunet(case: Case, images: list[sitk.Image], predictor: "LoadedPredictor", folder: Path) -> list[str]:
     """The images of a case as files that nnU-Net reads: links with nnU-Net's names, or copies in the model's format.
 
     Args:
@@ -507,7 +518,7 @@ def for_nnunet(case: Case, images: list[sitk.Image], predictor: "nnUNetPredictor
         predictor: with the model.
         folder: for the files.
     """
-    reader = predictor.plans_manager.image_reader_writer_class
+    reader: Any = predictor.plans_manager.image_reader_writer_class  # its endings are not in nnU-Net's types
     file_ending = predictor.dataset_json["file_ending"]
     files = []
     for (channel, path), image in zip(case.images, images, strict=True):
@@ -531,7 +542,7 @@ def for_nnunet(case: Case, images: list[sitk.Image], predictor: "nnUNetPredictor
     return [str(file) for file in files]
 
 
-def preprocess(predictor: "nnUNetPredictor", files: list[str]) -> tuple[torch.Tensor, dict]:
+def preprocess(predictor: "LoadedPredictor", files: list[str]) -> tuple[torch.Tensor, dict]:
     """What nnU-Net's preprocessing makes of a case, and what it needs to know to undo it."""
     configuration = predictor.configuration_manager
     preprocessor = configuration.preprocessor_class(verbose=False)
@@ -541,7 +552,7 @@ def preprocess(predictor: "nnUNetPredictor", files: list[str]) -> tuple[torch.Te
     return torch.as_tensor(data), properties
 
 
-def predict(predictor: "nnUNetPredictor", data: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
+def predict(predictor: "LoadedPredictor", data: torch.Tensor) -> tuple[torch.Tensor, torch.device]:
     """Predicts a case on the predictor's device, or on the CPU if the GPU's memory does not suffice.
 
     Args:
@@ -607,7 +618,7 @@ def write_outputs(
     logits: torch.Tensor,
     properties: dict,
     output: Path,
-    predictor: "nnUNetPredictor",
+    predictor: "LoadedPredictor",
     settings: dict,
 ) -> None:
     """Writes labels and probabilities of a case.
@@ -625,10 +636,10 @@ def write_outputs(
 
     manager, dataset = predictor.plans_manager, predictor.dataset_json
     maps = any(wanted["probability"] is not None for wanted in settings["outputs"])
-    labels = convert_predicted_logits_to_segmentation_with_correct_shape(
+    converted: Any = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits, manager, predictor.configuration_manager, predictor.label_manager, properties, maps
     )
-    labels, probabilities = labels if maps else (labels, None)
+    labels, probabilities = converted if maps else (converted, None)
     writer = manager.image_reader_writer_class()
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / f"{case.name}{dataset['file_ending']}"

@@ -117,11 +117,11 @@ class _LayOutGradient(torch.autograd.Function):
     """Brings the gradient that arrives into the layout of all else: arithmetic between two is many times slower."""
 
     @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return fast_layout(gradient)
 
 

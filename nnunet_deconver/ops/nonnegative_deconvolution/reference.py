@@ -4,6 +4,7 @@ Every other path is compared with this one, in float64.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -188,11 +189,14 @@ class _Quotient(torch.autograd.Function):
         return (first * factor).mul_(factor)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    # PyTorch's takes any number of gradients.
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         first, second, denominator = ctx.saved_tensors
         if torch.is_grad_enabled():
             # Of higher derivatives, in which factors may be negative, nothing is promised.
@@ -202,9 +206,9 @@ class _Quotient(torch.autograd.Function):
         return differentiate_quotient(gradient, first, second, denominator)
 
     @staticmethod
-    def vmap(info, dims, *tensors):
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
         # All with a batch axis: what is computed in place has room for it then.
-        pairs = zip(tensors, dims, strict=True)
+        pairs = zip(tensors, in_dims, strict=True)
         batched = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in pairs)
         return quotient(*batched), 0
 

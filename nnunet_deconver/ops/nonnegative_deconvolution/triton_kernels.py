@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports] there is none for some systems
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 from nnunet_deconver.ops.nonnegative_deconvolution.triton_update import SCRATCH_BYTES

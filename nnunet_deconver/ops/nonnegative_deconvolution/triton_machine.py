@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 try:
-    import triton
+    import triton  # pyright: ignore[reportMissingImports] there is none for some systems
 except ImportError:
     triton = None
 
