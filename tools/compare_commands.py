@@ -8,7 +8,7 @@ and PyTorch. This script runs with the Python of one of them, in which pytest is
 
 Each line of tools/compare_commands_cases.txt is run in bash by both, one after the other, in a fresh copy of the same
 data at the same path; paths, times and progress bars are cut out of what is compared. Of files that were written,
-text is compared as it is, pictures pixel by pixel, checkpoints tensor by tensor, archives by their members' names.
+text is compared as it is, pictures pixel by pixel, checkpoints tensor by tensor, wheels by their members' names.
 
 A file of wanted differences has lines `# reason` and below each regular expressions, which are searched in
 `GROUP: PART: LINE`, with a changed line of the diff, such as `plan: stderr: -nnunet-deconver: error: ...`. Exits with 1
@@ -55,6 +55,7 @@ NOISE = (
     (re.compile(r":\d+: (\w*Warning)"), r":<line>: \1"),
     (re.compile(r"0x[0-9a-f]{8,}"), "<address>"),
     (re.compile(r"\b(image|[mpc])[0-9a-f]{10}\b"), "<id>"),  # matplotlib's, in SVG
+    (re.compile(r"(\.mlp\.[02]\.\w+: .*) [0-9a-f]{16}\b"), r"\1 <random>"),  # what a NeRD head starts from
 )
 
 
@@ -242,7 +243,8 @@ def describe(path: Path) -> list[str]:
             return sorted(archive.namelist())
     if suffixes.endswith((".tar.gz", ".tar")):
         with tarfile.open(path) as archive:
-            return sorted(f"{member.name} {member.mode:o}" for member in archive)
+            files = {member: archive.extractfile(member) for member in archive}
+            return sorted(f"{m.name} {m.mode:o} {digest(file.read()) if file else ''}" for m, file in files.items())
     if path.suffix == ".pth":
         import torch
 
