@@ -50,7 +50,7 @@ NOISE = (
     (re.compile(r"[^\n]*\r(?=[^\n])"), ""),  # progress bars: what the terminal shows last
     (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+\d\d:?\d\d)?"), "<time>"),
-    (re.compile(r"\b20\d\d(_\d+){5}\b"), "<time>"),  # in names of nnU-Net's logs
+    (re.compile(r"20\d\d(_\d\d){5}"), "<time>"),  # in names of nnU-Net's logs
     (re.compile(r"\b1\d{18}\b"), "<time>"),  # of files, in nanoseconds
     (re.compile(r"\d+:\d\d<[^\]]*\]"), "<progress>"),
     (re.compile(r"/tmp/[\w.-]+"), "<temporary>"),
