@@ -47,7 +47,8 @@ def compare(tmp_path):
 def test_commands_that_do_the_same_are_the_same(compare):
     """Each has its own folder and time, another number of progress bars, and a picture that is none."""
     old, new = (
-        f"printf '{bars}100%%\\n' >&2; echo $0; date '+%F %T.%N'; mkdir out; echo no > out/a.png; {BODY}"
+        f"printf '{bars}100%%\\n' >&2; echo $0; date '+%F %T.%N log_%Y_%m_%d_%H_%M_%S'; "
+        f"mkdir out; echo no > out/a.png; {BODY}"
         for bars in ("10%%\\r", "20%%\\r90%%\\r")
     )
     code, output = compare(old, new)

@@ -8,7 +8,7 @@ and PyTorch. This script runs with the Python of one of them, in which pytest is
 
 Each line of tools/compare_commands_cases.txt is run in bash by both, one after the other, in a fresh copy of the same
 data at the same path; paths, times and progress bars are cut out of what is compared. Of files that were written,
-text is compared as it is, pictures pixel by pixel, checkpoints tensor by tensor, archives by their members' names.
+text is compared as it is, pictures pixel by pixel, checkpoints tensor by tensor, wheels by their members' names.
 
 A file of wanted differences has lines `# reason` and below each regular expressions, which are searched in
 `GROUP: PART: LINE`, with a changed line of the diff, such as `plan: stderr: -nnunet-deconver: error: ...`. Exits with 1
@@ -25,6 +25,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -41,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / "tools"
 END_TO_END = ROOT / "tests" / "end_to_end"
 DATASETS = ("raw", "preprocessed", "results")
-TIMEOUT_S = 600
+TIMEOUT_S = 1800
 LONGEST = 60  # lines of a diff that are printed
 TEXT = {".csv", ".def", ".html", ".json", ".jsonl", ".md", ".py", ".sh", ".svg", ".toml", ".txt", ".yml", "", ".log"}
 
@@ -50,12 +51,14 @@ NOISE = (
     (re.compile(r"[^\n]*\r(?=[^\n])"), ""),  # progress bars: what the terminal shows last
     (re.compile(r"\x1b\[[0-9;]*[A-Za-z]"), ""),
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(\+\d\d:?\d\d)?"), "<time>"),
+    (re.compile(r"20\d\d(_\d\d){5}"), "<time>"),  # in names of nnU-Net's logs
     (re.compile(r"\b1\d{18}\b"), "<time>"),  # of files, in nanoseconds
     (re.compile(r"\d+:\d\d<[^\]]*\]"), "<progress>"),
     (re.compile(r"/tmp/[\w.-]+"), "<temporary>"),
     (re.compile(r":\d+: (\w*Warning)"), r":<line>: \1"),
     (re.compile(r"0x[0-9a-f]{8,}"), "<address>"),
     (re.compile(r"\b(image|[mpc])[0-9a-f]{10}\b"), "<id>"),  # matplotlib's, in SVG
+    (re.compile(r"(\.mlp\.[02]\.\w+: .*) [0-9a-f]{16}\b"), r"\1 <random>"),  # what a NeRD head starts from
 )
 
 
@@ -180,25 +183,28 @@ def run(installation: Installation, case: Case, template: Path, data: Path, kept
     """
     shutil.copytree(template, data, symlinks=True)
     before = stamps(data)
+    process = subprocess.Popen(
+        ["bash", "-c", f"{case.preamble}\n{case.script}"],
+        cwd=data,
+        env=installation.environment(data),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            ["bash", "-c", f"{case.preamble}\n{case.script}"],
-            cwd=data,
-            env=installation.environment(data),
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        )
-        # Not as text, in which carriage returns would be ends of lines.
-        code, stdout, stderr = str(done.returncode), done.stdout.decode(), done.stderr.decode()
+        stdout, stderr = process.communicate(timeout=TIMEOUT_S)
+        code = str(process.returncode)
     except subprocess.TimeoutExpired:
-        code, stdout, stderr = f"none after {TIMEOUT_S} s", "", ""
+        os.killpg(process.pid, signal.SIGKILL)
+        stdout, stderr = process.communicate()
+        code = f"none after {TIMEOUT_S} s"
     after = stamps(data)
     written = [path for path in after if after[path] != before.get(path)]
     parts = {
         "exit code": [code],
-        "stdout": installation.plain(stdout, data).splitlines(),
-        "stderr": installation.plain(stderr, data).splitlines(),
+        "stdout": installation.plain(stdout.decode(), data).splitlines(),
+        "stderr": installation.plain(stderr.decode(), data).splitlines(),
         "files": [
             *(f"{'changed' if path in before else 'wrote'} {path}" for path in written),
             *(f"removed {path}" for path in before if path not in after),
@@ -243,7 +249,8 @@ def describe(path: Path) -> list[str]:
             return sorted(archive.namelist())
     if suffixes.endswith((".tar.gz", ".tar")):
         with tarfile.open(path) as archive:
-            return sorted(f"{member.name} {member.mode:o}" for member in archive)
+            files = {member: archive.extractfile(member) for member in archive}
+            return sorted(f"{m.name} {m.mode:o} {digest(file.read()) if file else ''}" for m, file in files.items())
     if path.suffix == ".pth":
         import torch
 

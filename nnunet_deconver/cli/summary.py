@@ -3,8 +3,8 @@
 import argparse
 import json
 import math
+from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,11 @@ def run(args: argparse.Namespace) -> None:
         task, subjects = cost.of_plans(
             *find_files(args), trainers, args.configuration, args.patch_size, args.batch_size, args.trust
         )
-    costs = cost.count_beside_default(task, subjects, partial(tqdm, unit="network", leave=False))
+    # Bars are closed before an error is printed: its message would stand behind them.
+    with ExitStack() as bars:
+        costs = cost.count_beside_default(
+            task, subjects, lambda networks: bars.enter_context(tqdm(networks, unit="network", leave=False))
+        )
     if args.plot is not None:
         draw_networks(costs, args.plot)
     if args.json:

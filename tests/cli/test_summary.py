@@ -172,6 +172,8 @@ def test_bad_input(folder, capsys, arguments, message):
     assert summary(*arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
+    # Not behind a progress bar.
+    assert captured.err.rpartition("\r")[2].startswith("nnunet-deconver: error: ")
     assert not captured.out
 
 

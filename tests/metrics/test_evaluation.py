@@ -217,7 +217,7 @@ def test_a_file_of_others_in_the_place_of_measured_cases_is_not_replaced(tmp_pat
     path = tmp_path / "out" / "cases.jsonl"
     path.parent.mkdir()
     path.write_text("[]\n")
-    with pytest.raises(EvaluationError, match=r"holds an evaluation with other settings: .* delete .*cases\.jsonl"):
+    with pytest.raises(EvaluationError, match=r"cases\.jsonl: is not what evaluate writes; delete it"):
         evaluate(tmp_path)
     assert path.read_text() == "[]\n"
 
