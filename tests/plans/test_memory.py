@@ -13,10 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from nnunet_deconver.layers import DeconverBlock
 from nnunet_deconver.networks.architecture import DECONVER, build_network
-from nnunet_deconver.networks.backbones import adamw, sgd
 from nnunet_deconver.ops import assume_device, device_type
 from nnunet_deconver.plans import memory
 from nnunet_deconver.plans.memory import TrainingMemory, training_memory
+from nnunet_deconver.recipes import RECIPES
 
 BACKBONES = ("plain", "residual", "deconver")
 AXES = {
@@ -29,6 +29,8 @@ AXES = {
 # rank, whether the first stages are flat, patch
 GEOMETRIES = {"2d": (2, False, (64, 64)), "3d": (3, False, (16, 16, 16)), "anisotropic": (3, True, (8, 32, 32))}
 CHANNELS, CLASSES, BATCH = 2, 3, 2
+
+sgd, adamw = (RECIPES[name].build_optimizer for name in ("nnunet", "deconver"))
 
 backbones = pytest.mark.parametrize("backbone", BACKBONES)
 axes = pytest.mark.parametrize("axes", AXES.values(), ids=AXES)

@@ -15,15 +15,16 @@ from nnunet_deconver.plans.planners import ESTIMATE, make_planner
 DTC, NERDC = {"name": "dtc"}, {"name": "nerdc"}
 REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2, "ignore": 3}
 
-# Dataset, planner: isotropic, 2D, anisotropic, with a cascade, and with all that a dataset can have.
+# Dataset, planner: isotropic, 2D, anisotropic, with a cascade, and with all that a dataset can have. For little memory:
+# a network of fewer stages is counted faster.
 CASES = {
-    "isotropic": (((96, 128, 128), (1, 1, 1), {}), ("deconver", None, None, 2)),
-    "2d": (((1, 584, 565), (999, 1, 1), {"cases": 400}), ("deconver", DTC, NERDC, 4)),
-    "anisotropic": (((24, 512, 512), (5, 0.6, 0.6), {}), ("plain", DTC, None, 4)),
-    "cascade": (((400, 512, 512), (1, 0.8, 0.8), {"cases": 100}), ("plain", None, NERDC, 8)),
+    "isotropic": (((48, 64, 64), (1, 1, 1), {}), ("deconver", None, None, 0.5)),
+    "2d": (((1, 146, 141), (999, 1, 1), {"cases": 400}), ("deconver", DTC, NERDC, 0.2)),
+    "anisotropic": (((12, 128, 128), (5, 0.6, 0.6), {}), ("plain", DTC, None, 0.5)),
+    "cascade": (((150, 192, 192), (1, 0.8, 0.8), {"cases": 100}), ("plain", None, NERDC, 1)),
     "regions": (
         ((64, 80, 80), (1, 1, 1), {"channels": 4, "labels": REGIONS, "regions_class_order": [1, 2]}),
-        ("residual", DTC, None, 2),
+        ("residual", DTC, None, 1),
     ),
 }
 
