@@ -9,6 +9,7 @@ presets, a target of 8 is for a GPU of 10 to 12.
 import json
 import math
 import pydoc
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,9 @@ ESTIMATE = "estimated_training_memory_GiB"
 
 # Memory targets in GiB by what they add to a name: those of nnU-Net's residual presets M, L and XL.
 MEMORY_TARGETS: dict[str, float] = {"": 8, "L": 24, "XL": 40}
+
+# Files that nnU-Net keeps beside the plans.
+_OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final")
 
 # What decides how a case is preprocessed, in a configuration and in the plans as a whole.
 _PREPROCESSING = (
@@ -79,10 +83,13 @@ class PluginPlanner(_Planner):
         suppress_transpose: bool = False,
     ) -> None:
         plans_name = self.plans_name if plans_name is None else plans_name
-        if not plans_name or "__" in plans_name or Path(plans_name).name != plans_name:
+        if "__" in plans_name or not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", plans_name):
             raise ValueError(
-                f"a plans name is a file name without '__', on which nnU-Net splits names; got {plans_name!r}"
+                "a plans name is made of letters, digits, '_', '.' and '-', without '__', on which nnU-Net splits "
+                f"names; got {plans_name!r}"
             )
+        if plans_name in _OTHER_FILES:
+            raise ValueError(f"{plans_name}.json is another file of nnU-Net; name the plans otherwise")
         target = self.memory_target if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb
         if not (math.isfinite(target) and target > 0):
             raise ValueError(f"the GPU memory target must be a positive number of GiB, got {target}")
