@@ -66,6 +66,8 @@ def check_schema(content: dict, schema: dict, where: str, what: str = "") -> dic
     problem = error.message
     if described and error.validator in ("anyOf", "maxLength", "pattern", "type"):
         problem = f"must be {described}, got {error.instance!r}"
+    if error.validator == "required":
+        problem = f"has no {', '.join(key for key in error.validator_value if key not in error.instance)}"
     if len(problem) > 300:
         problem = f"{problem[:150]} ... {problem[-100:]}"
     raise InputError(f"{where}: {f'{field}: ' if field else ''}{problem}{f'; {what}' if what else ''}")

@@ -23,7 +23,7 @@ def test_what_is_no_json_file_is_told(tmp_path, content, message):
 
 
 def test_a_folder_is_no_json_file(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="is not a file"):
         read_json(tmp_path)
 
 

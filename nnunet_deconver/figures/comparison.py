@@ -101,7 +101,8 @@ def read_costs(path: Path, names: Sequence[str]) -> dict[str, dict[str, float]]:
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:  # a binary file, an endless field
-        raise ArgumentError("costs", path, f"cannot be read as CSV ({error})") from error
+        reason = error.strerror if isinstance(error, OSError) else f"not CSV: {error}"
+        raise ArgumentError("costs", path, f"cannot be read ({reason})") from error
     kinds = [column for column in (rows[0] if rows else []) if column != "model"]
     if not kinds or "model" not in rows[0]:
         raise ArgumentError("costs", path, "must have a column model and at least one of numbers, with a header")

@@ -24,6 +24,8 @@ def check_image_file(path: Path) -> None:
         path: of an image. Of NIfTI, gzip and MetaImage files the length is checked, and the checksum where there is
             one; others are left to their readers, which notice.
     """
+    if not path.exists():  # its reader says so
+        return
     if not path.is_file():
         raise ValueError("is not a file")
     name = path.name.lower()
@@ -104,7 +106,7 @@ def check_whole_numbers(path: Path) -> None:
         reader.ReadImageInformation()
         if reader.GetPixelIDValue() not in (sitk.sitkFloat32, sitk.sitkFloat64):
             return
-        voxels = sitk.GetArrayViewFromImage(reader.Execute())
+        voxels = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError:  # not one of SimpleITK's formats: its own reader says more
         return
     with np.errstate(invalid="ignore"):

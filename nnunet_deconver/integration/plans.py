@@ -88,6 +88,10 @@ def plan_of(plans: dict, name: str, where: str) -> "tuple[PlansManager, Configur
         reason = " ".join(str(error).split())
         raise InputError(f"{where}: the configuration {name} cannot be used: {reason}") from error
     missing = [key for key in ("patch_size", "batch_size", "architecture") if key not in configuration.configuration]
+    if not missing:
+        entry = configuration.configuration["architecture"]
+        parts = ("network_class_name", "arch_kwargs", "_kw_requires_import")
+        missing = [f"architecture.{part}" for part in parts if part not in entry]
     if missing:
         raise InputError(
             f"{where}: the configuration {name} has no {', '.join(missing)}, nor one that it inherits from"

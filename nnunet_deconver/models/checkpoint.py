@@ -38,9 +38,11 @@ def load_unpickled(path: Path, trust: bool = False, mmap: bool = False) -> objec
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; {what}") from None
     except Exception as error:  # of a file that is cut short or something else, any
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, UnpicklingError) else None
+        unpickling = isinstance(error, UnpicklingError)
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if unpickling else None
         if found is None:
-            reason = " ".join(str(error).split())[:200]
+            # What torch says then is advice to load the file otherwise.
+            reason = "no such content" if unpickling else " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be read as a checkpoint ({type(error).__name__}: {reason})") from error
         raise InputError(
             f"{path}: holds {found[1]}, which nnU-Net's own trainers do not write, and reading which may run any code; "

@@ -68,8 +68,8 @@ def _fits(value: object, hint: object) -> bool:
         return any(_fits(value, each) for each in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float:  # JSON has no infinity
+        return value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) if hint in (bool, str, NoneType) else True

@@ -259,7 +259,7 @@ SPOILT = {
     spoil_missing: "no prediction",
     spoil_shape: "shapes differ",
     spoil_rank: "reference is 3D, prediction 2D",
-    spoil_content: "prediction {}/two/b.nii.gz cannot be read",
+    spoil_content: "prediction {}/two/b.nii.gz is cut short or corrupt",
     spoil_label: "prediction has labels 3, 6",
 }
 
