@@ -45,7 +45,7 @@ def test_thresholds_know_regions_ignored_voxels_and_absent_classes(raw_data, tmp
     assert math.isnan(dice["three"]) or dice["three"] == 0
 
 
-def testinterval_dice_is_the_best_of_all():
+def test_interval_dice_is_the_best_of_all():
     rng = np.random.default_rng(0)
     all_voxels, hits = rng.integers(5, 50, (3, 12)), rng.integers(0, 5, (3, 12))
     below, hits_below = (np.pad(counts, ((0, 0), (1, 0))).cumsum(axis=1) for counts in (all_voxels, hits))
