@@ -168,18 +168,20 @@ def limits(problem: Problem) -> list[Limits]:
         source = updated
     terms = {"output": (largest, updated)}
     x_largest = filter_largest = largest
-    d_x, d_filter = torch.zeros_like(x), torch.zeros_like(filter)
+    # N is the same in all updates, and so its gradient is one, too.
+    d_numerator, d_filter = torch.zeros_like(source), torch.zeros_like(filter)
     for source, reconstruction, inverse, updated in reversed(updates):
-        d_numerator = gradient * source * inverse + tiny
+        d_numerator += gradient * source * inverse + tiny
         d_denominator = gradient * updated * inverse + tiny
         d_reconstruction = convolve(d_denominator, filter) + tiny
-        d_x += convolve(d_numerator, filter) + tiny
-        d_adjoint = filter_gradient(x, adjoint, d_numerator) + filter_gradient(reconstruction, adjoint, d_denominator)
+        d_adjoint = filter_gradient(reconstruction, adjoint, d_denominator)
         d_filter += filter_gradient(source, filter, d_reconstruction) + adjoint_filter(d_adjoint, groups=groups) + tiny
         gradient = gradient * numerator * inverse + convolve(d_reconstruction, adjoint) + tiny
         x_largest = torch.stack([x_largest, largest, d_numerator.max()]).max()
         filter_largest = torch.stack([filter_largest, x_largest, d_denominator.max(), d_reconstruction.max()]).max()
         largest = torch.stack([largest, d_denominator.max(), d_reconstruction.max(), gradient.max()]).max()
+    d_x = convolve(d_numerator, filter) + tiny
+    d_filter += adjoint_filter(filter_gradient(x, adjoint, d_numerator), groups=groups) + tiny
     terms["gradient of x"] = torch.maximum(x_largest, d_x.max()), d_x
     terms["gradient of source"] = largest, gradient
     terms["gradient of filter"] = torch.maximum(filter_largest, d_filter.max()), d_filter

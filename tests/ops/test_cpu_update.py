@@ -142,7 +142,8 @@ def test_projections_within_the_slabs(monkeypatch, poison, shape, kernel, ratio,
     found = results(lambda *t: cpu_update.projected_deconvolution(*t, eps=1e-8), single)
     assert found[0].shape == exact[0].shape
     for distance, other in zip(distances(found, exact), allowed, strict=True):
-        assert distance <= 1.5 * other + 1e-6
+        # Gradients of a kernel of 1 are differences of nearly equal numbers: either's rounding may be the luckier.
+        assert distance <= 1.5 * other + 4e-6
 
 
 @compiled
