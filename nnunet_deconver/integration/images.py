@@ -10,6 +10,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +99,23 @@ def check_whole_numbers(path: Path) -> None:
     Args:
         path: of a segmentation. Only files that SimpleITK knows are looked at.
     """
+    voxels = _fractions(path)
+    if voxels is not None and not (np.isfinite(voxels).all() and np.array_equal(np.rint(voxels), voxels)):
+        raise ValueError("has values that are not whole numbers; a segmentation holds labels")
+
+
+def _fractions(path: Path) -> np.ndarray | None:
+    """The voxels of an image, if they need not be whole numbers."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        # SimpleITK makes 0 of what is not a number in a NIfTI file.
+        import nibabel
+
+        try:
+            image: Any = nibabel.load(path)  # of the class its content says
+            scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
+            return np.asanyarray(image.dataobj) if scaled or image.get_data_dtype().kind == "f" else None
+        except Exception:  # its reader says more
+            return None
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()
@@ -105,10 +123,7 @@ def check_whole_numbers(path: Path) -> None:
     try:
         reader.ReadImageInformation()
         if reader.GetPixelIDValue() not in (sitk.sitkFloat32, sitk.sitkFloat64):
-            return
-        voxels = sitk.GetArrayFromImage(reader.Execute())
+            return None
+        return sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError:  # not one of SimpleITK's formats: its own reader says more
-        return
-    with np.errstate(invalid="ignore"):
-        if not (np.isfinite(voxels).all() and np.array_equal(np.rint(voxels), voxels)):
-            raise ValueError("has values that are not whole numbers; a segmentation holds labels")
+        return None
