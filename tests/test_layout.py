@@ -32,9 +32,13 @@ MAY_IMPORT = {
 }
 
 
-def imported_modules(path: Path) -> set[str]:
-    modules = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_modules(path: Path, at_run_time: bool = False) -> set[str]:
+    modules, tree = set(), ast.parse(path.read_text())
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -64,6 +68,31 @@ def test_no_command_imports_another():
             module.split(".")[-1] for module in imported_modules(path) if module.startswith("nnunet_deconver.cli.")
         }
         assert path.stem == "__init__" or not imported & commands, path
+
+
+def test_commands_are_short():
+    assert sum(len(path.read_text().splitlines()) for path in FOLDERS["cli"].glob("*.py")) < 2000
+
+
+def test_imports_run_in_no_circle():
+    files = {}
+    for name, folder in {"": HOUSE, "plans": FOLDERS["plans"], "trainers": FOLDERS["trainers"]}.items():
+        for path in folder.rglob("*.py"):
+            parts = ["nnunet_deconver", *([name] if name else []), *path.relative_to(folder).with_suffix("").parts]
+            files[".".join(parts).removesuffix(".__init__")] = path
+    # Imports within functions count, those for the checker of types do not. A package imports its modules, which may
+    # import each other by way of it.
+    left = {
+        name: {
+            module
+            for module in imported_modules(path, at_run_time=True)
+            if module in files and module != name and not name.startswith(f"{module}.")
+        }
+        for name, path in files.items()
+    }
+    while ends := {name for name, imports in left.items() if not imports}:
+        left = {name: imports - ends for name, imports in left.items() if name not in ends}
+    assert not left
 
 
 def test_no_private_name_is_used_across_files():

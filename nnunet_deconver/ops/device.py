@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+# What a pass of Triton's kernels may take for its intermediates, if more than one slab fits: slabs are worked off in
+# bunches of that size. At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels,
+# enough for any GPU.
+SCRATCH_BYTES = 2**30
+
 # A plain global, which torch.compile guards on; a context variable would break its graphs.
 _assumed: str | None = None
 

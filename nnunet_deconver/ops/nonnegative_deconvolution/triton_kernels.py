@@ -26,7 +26,7 @@ import triton  # pyright: ignore[reportMissingImports] there is none for some sy
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from nnunet_deconver.ops.nonnegative_deconvolution.triton_update import SCRATCH_BYTES
+from nnunet_deconver.ops.device import SCRATCH_BYTES
 
 # Triton would compile anew for each combination of sizes that are 1, multiples of 16, or neither.
 _SIZES = ["march", "rows", "columns", "march_stride", "row_stride", "tiles", "chunks", "chunk", "first", "slabs"]

@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nnunet_deconver.ops.device import device_type
+from nnunet_deconver.ops.device import SCRATCH_BYTES, device_type
 from nnunet_deconver.ops.nonnegative_deconvolution import triton_machine
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import (
     differentiate_plain,
@@ -68,9 +68,6 @@ __all__ = ["machine_obstacle", "nonnegative_deconvolution_triton", "obstacle", "
 MOST_CHANNELS = 8
 LARGEST_KERNEL = 7
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# What a pass may take for its intermediates, if more than one slab fits: slabs are worked off in bunches of that size.
-# At 128^3 with e = 4, backward takes 80 MiB for a slab: a bunch of 12 has 25 million voxels, enough for any GPU.
-SCRATCH_BYTES = 2**30
 
 
 def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str | None:
