@@ -4,7 +4,7 @@ VENV ?= .venv
 # Processes that run tests side by side, each on one core.
 WORKERS ?= 2
 
-.PHONY: demo test types bench docs generate lint format clean
+.PHONY: demo test types soak bench docs generate lint format clean
 .DELETE_ON_ERROR:
 
 $(VENV)/installed: pyproject.toml
@@ -24,6 +24,9 @@ test: $(VENV)/installed
 
 types: $(VENV)/installed
 	$(VENV)/bin/python tools/check_types.py
+
+soak: $(VENV)/installed
+	$(VENV)/bin/python tools/soak.py $(ARGS)
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/speed.py --out $(or $(OUT),.)/speed

@@ -7,11 +7,27 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from hypothesis import HealthCheck, settings
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter then; it reads this when it is first imported, by a test.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Fixtures that a test only reads may serve all its examples; and this machine may be busy.
+settings.register_profile(
+    "fast",
+    max_examples=60,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile(
+    "soak", parent=settings.get_profile("fast"), max_examples=1000, derandomize=False, print_blob=True
+)
+settings.load_profile("fast")  # --hypothesis-profile, where there is one, is loaded later
 
 
 def pytest_collection_modifyitems(items):
