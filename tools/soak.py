@@ -52,7 +52,7 @@ def main() -> int:
         seed += 1
     if args.out is not None:
         sys.path.insert(0, str(ROOT / "benchmarks"))
-        from recording import record
+        from recording import record  # pyright: ignore[reportMissingImports] of the benchmarks
 
         record(args.out, rows, minutes=round((time.monotonic() - start) / 60, 1))
     return 0
