@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from nnunet_deconver.errors import InputError
+from nnunet_deconver.files import check_is_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +31,7 @@ def load_unpickled(path: Path, trust: bool = False, mmap: bool = False) -> objec
     import torch
 
     what = "it must be a checkpoint of nnU-Net"
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is not a file; {what}")
+    check_is_file(path, what)
     torch.serialization.add_safe_globals(_numpy_types())
     try:
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=mmap)

@@ -141,7 +141,7 @@ DATASET = {
 }
 
 
-def run(arguments, capsys, folder) -> str:
+def run(arguments, capsys) -> str:
     """Runs a command that must end with an error; returns the error."""
     code = cli.main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
@@ -165,9 +165,7 @@ def test_plans_with_a_wrong_field(trained_model, capsys, kind):
         for name, plans in mutations(base, path, values):
             (model / "plans.json").write_text(json.dumps(plans))
             try:
-                error = run(
-                    ["summary", "--plans-file", model / "plans.json", "-c", "test", "-tr", trainer], capsys, model
-                )
+                error = run(["summary", "--plans-file", model / "plans.json", "-c", "test", "-tr", trainer], capsys)
                 assert (
                     "plans.json" in error or "configuration" in error or trainer in error or "architecture" in error
                 ), error
@@ -251,7 +249,7 @@ def test_files_that_are_none(trained_model, cross_validated, capsys, tmp_path, k
         kept = path.read_bytes() if path.is_file() else None
         place(path, kind)
         try:
-            run(arguments, capsys, tmp_path)
+            run(arguments, capsys)
         except (Exception, SystemExit) as problem:
             capsys.readouterr()
             survived.append(f"{arguments[0]} {path.name}: {type(problem).__name__} {str(problem)[:300]}")
@@ -332,4 +330,4 @@ def test_names_that_are_too_long(trained_model, capsys, tmp_path):
         ["compare", long, model, "-o", tmp_path / "x"],
         ["summary", "--plans-file", long],
     ):
-        run(arguments, capsys, tmp_path)
+        run(arguments, capsys)
