@@ -7,11 +7,13 @@ import copy
 import io
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_deconver import cli
 from nnunet_deconver.errors import InputError
@@ -19,6 +21,7 @@ from nnunet_deconver.integration.plans import channels_and_labels, check_plans, 
 from nnunet_deconver.models.trainer import build_trained
 from nnunet_deconver.networks.architecture import deconver_architecture
 from nnunet_deconver.networks.trust import check_trusted
+from nnunet_deconver.plans import presets
 
 JSON = st.recursive(
     st.one_of(
@@ -121,6 +124,19 @@ def test_dataset_json_is_read_or_refused(tmp_path, data):
         assert isinstance(read_dataset_json(path)["labels"], dict)
     except InputError as error:
         assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("name", ["isles22-k5", "btcv-dtc"])
+@given(data=st.data())
+def test_presets_are_read_or_refused(tmp_path, name, data):
+    path = tmp_path / "preset.json"
+    original = Path(presets.__file__).parent / "presets" / f"{name}.json"
+    path.write_text(json.dumps(data.draw(edited(json.loads(original.read_text())))))
+    try:
+        preset = presets.load_preset(str(path))
+        assert issubclass(preset.planner(), ExperimentPlanner)
+    except ValueError as error:
+        assert str(path) in str(error) and len(str(error)) < 3000
 
 
 @given(data=st.data())

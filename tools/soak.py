@@ -2,8 +2,8 @@
 
     python tools/soak.py --minutes 60 --seed 1
 
-Each round takes the next seed: the property tests of the files that commands read (tests/test_properties.py) with a
-thousand examples each, and the sweep of nonnegative deconvolution at the edge of float32
+Each round takes the next seed: the property tests of the files that commands read (tests/test_properties.py) and of
+the layers (tests/test_layer_properties.py) with a thousand examples each, and the sweep of nonnegative deconvolution at the edge of float32
 (benchmarks/numerics_sweep.py). A finding is printed with its seed and ends the run with status 1. With --out the rounds
 are written as CSV and JSON.
 """
@@ -21,9 +21,10 @@ PROBLEMS = 2000
 
 def commands(seed: int) -> dict[str, list[str]]:
     """What a round runs, by name."""
-    properties = ["tests/test_properties.py", "--hypothesis-profile", "soak", f"--hypothesis-seed={seed}"]
+    properties = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "soak"]
     return {
-        "files": ["-m", "pytest", "-q", "-p", "no:cacheprovider", *properties],
+        "files": [*properties, f"--hypothesis-seed={seed}", "tests/test_properties.py"],
+        "layers": [*properties, f"--hypothesis-seed={seed}", "tests/test_layer_properties.py"],
         "numerics": ["benchmarks/numerics_sweep.py", "--problems", str(PROBLEMS), "--seed", str(seed)],
     }
 
