@@ -1,5 +1,6 @@
 """Files and folders that are read with an error one can act on, and written whole or not at all."""
 
+import glob
 import json
 import os
 import shutil
@@ -82,7 +83,7 @@ def written_whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         mode: of `open`.
         options: of `open`.
     """
-    # Opened plainly, not with tempfile, whose files only their owner may read.
+    # `unfinished_files` knows its name. Opened plainly, not with tempfile, whose files only their owner may read.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open(mode, **options) as file:
@@ -90,6 +91,11 @@ def written_whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_files(path: Path) -> list[Path]:
+    """What processes that were killed in `written_whole` left of a file, and what others are writing."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"))
 
 
 @contextmanager

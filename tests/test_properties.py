@@ -17,10 +17,10 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 
 from nnunet_deconver import cli
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.integration.plans import channels_and_labels, check_plans, plan_of, read_dataset_json
+from nnunet_deconver.integration.plans import check_plans, read_dataset_json
+from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trainer import build_trained
 from nnunet_deconver.networks.architecture import deconver_architecture
-from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans import presets
 
 JSON = st.recursive(
@@ -98,8 +98,7 @@ def test_plans_build_a_network_or_are_refused(plans, kind, data):
     dataset = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
     try:
         check_plans(content, "plans.json")
-        manager, configuration = plan_of(content, "test", "plans.json")
-        check_trusted(configuration.configuration["architecture"], "plans.json")
+        manager, configuration = plan_of(content, "test", "plans.json", trust=False)
         channels, labels = channels_and_labels(manager, configuration, dataset, "plans.json")
         with torch.device("meta"):
             trainer = trainers.nnUNetTrainerDeconver if kind == "deconver" else nnUNetTrainer

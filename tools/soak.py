@@ -3,9 +3,9 @@
     python tools/soak.py --minutes 60 --seed 1
 
 Each round takes the next seed: the property tests of the files that commands read (tests/test_properties.py) and of
-the layers (tests/test_layer_properties.py) with a thousand examples each, and the sweep of nonnegative deconvolution at the edge of float32
-(benchmarks/numerics_sweep.py). A finding is printed with its seed and ends the run with status 1. With --out the rounds
-are written as CSV and JSON.
+the layers (tests/test_layer_properties.py) with a thousand examples each, and the sweep of nonnegative deconvolution at
+the edge of float32 (benchmarks/numerics_sweep.py). A finding is printed with its seed and ends the run with status 1.
+With --out the rounds are written as CSV and JSON.
 """
 
 import argparse

@@ -5,11 +5,11 @@ ours is therefore enough, and it stays valid when either package is upgraded.
 """
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.files import written_whole
+from nnunet_deconver.files import unfinished_files, written_whole
 from nnunet_deconver.integration.trainers import export_line
 
 # (folder in nnunetv2 that nnU-Net searches, file written there, module it re-exports)
@@ -76,15 +76,18 @@ def register(root: Path) -> list[Path]:
         if not path.parent.is_dir():
             raise InputError(f"nnunetv2 at {root} is incomplete: it has no folder {path.parent}; reinstall it")
     outdated = [(path, text) for path, text, state in files if state != "current"]
-    for path, text in outdated:
-        try:
-            # Not named *.py while it is written: a search of nnU-Net that runs meanwhile must not import it.
-            with written_whole(path, "wb") as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise InputError(
-                f"cannot write to {path.parent} ({error.strerror or error}); without registering, run: {export_line()}"
-            ) from error
+    folder = root
+    try:
+        # All are written before the first takes its name: where one folder is not ours, nothing is changed. And not
+        # named *.py until then: a search of nnU-Net that runs meanwhile must not import them.
+        with ExitStack() as stack:
+            for path, text in outdated:
+                folder = path.parent
+                stack.enter_context(written_whole(path, "wb")).write(text.encode())
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror or error}); without registering, run: {export_line()}"
+        ) from error
     return [path for path, _ in outdated]
 
 
@@ -95,7 +98,7 @@ def unregister(root: Path) -> list[Path]:
         root: folder of the package nnunetv2.
 
     Returns:
-        The files removed, bytecode not listed.
+        The files removed; bytecode, and what a killed `register` left, are not listed.
 
     Raises:
         InputError: if a file cannot be removed.
@@ -105,6 +108,8 @@ def unregister(root: Path) -> list[Path]:
         if state == "foreign":
             continue
         try:
+            for unfinished in unfinished_files(path):  # of a `register` that was killed
+                unfinished.unlink(missing_ok=True)
             # Bytecode of every Python that imported the file, not just of this one.
             for bytecode in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
                 bytecode.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Checkpoints of nnU-Net."""
 
 import re
+import shutil
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING
@@ -111,6 +112,28 @@ def _check_content(checkpoint: dict, path: Path) -> None:
 def for_prediction(checkpoint: dict) -> dict:
     """A checkpoint without what only training needs."""
     return {key: value for key, value in checkpoint.items() if key not in OF_TRAINING}
+
+
+def save_checkpoint(checkpoint: dict, path: Path) -> None:
+    """Writes a checkpoint.
+
+    Args:
+        checkpoint: with its `network_weights`.
+        path: of the file.
+
+    Raises:
+        InputError: if the disk has not the space that the weights take.
+    """
+    import torch
+
+    needed = sum(weight.nbytes for weight in checkpoint["network_weights"].values())
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise InputError(
+            f"{path.parent}: the weights of {path.name} take {needed / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are "
+            "free there; make room, or choose another folder"
+        )
+    torch.save(checkpoint, path)
 
 
 def find_checkpoint(model: Path, fold: str = "fold_*") -> Path:

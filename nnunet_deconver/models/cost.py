@@ -12,12 +12,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
+from nnunet_deconver.integration.plans import read_dataset_json, read_plans
+from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trained_model import TrainedModel
 from nnunet_deconver.models.trainer import build_trained, find_trainer, trainer_optimizer
 from nnunet_deconver.networks.architecture import build_network, plain_architecture
 from nnunet_deconver.networks.backbones import usual_recipe
-from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.cost import NetworkCost, PredictionCost, network_cost, prediction_cost
 from nnunet_deconver.plans.presets import load_preset
 from nnunet_deconver.recipes import RECIPES
@@ -115,9 +115,7 @@ def of_plans(
     name = configuration or ("3d_fullres" if "3d_fullres" in configurations else "2d")
     if name not in configurations:
         raise ArgumentError("configuration", name, f"{plans_file} has only {', '.join(configurations)}")
-    manager, planned = plan_of(content, name, str(plans_file))
-    if not trust:
-        check_trusted(planned.configuration["architecture"], str(plans_file))
+    manager, planned = plan_of(content, name, str(plans_file), trust=trust)
     channels, labels = channels_and_labels(manager, planned, description, str(dataset_json))
     task = Task(
         channels,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
+from nnunet_deconver.integration.plans import read_dataset_json, read_plans
 from nnunet_deconver.models.checkpoint import find_checkpoint, load_weights, read_checkpoint
+from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trainer import build_trained, find_trainer
-from nnunet_deconver.networks.trust import check_trusted
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -58,9 +58,7 @@ class TrainedModel:
         plans = read_plans(path / "plans.json", what)
         dataset = read_dataset_json(path / "dataset.json", what)
         trainer, name = _trainer_and_configuration(path, trust)
-        manager, configuration = plan_of(plans, name, str(path / "plans.json"))
-        if not trust:
-            check_trusted(configuration.configuration["architecture"], str(path / "plans.json"))
+        manager, configuration = plan_of(plans, name, str(path / "plans.json"), trust=trust)
         channels, labels = channels_and_labels(manager, configuration, dataset, str(path))
         return cls(
             path,

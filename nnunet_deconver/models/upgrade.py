@@ -11,13 +11,13 @@ from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
-from nnunet_deconver.integration.plans import channels_and_labels, check_plans, plan_of
+from nnunet_deconver.integration.plans import check_plans
 from nnunet_deconver.layers.common import StartsAsPlain
-from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
+from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
+from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks.trust import check_trusted
 
 
 def upgrade_checkpoint(
@@ -86,10 +86,8 @@ def upgrade(
     arguments = checkpoint["init_args"]
     plans = {key: value for key, value in arguments["plans"].items() if key != "continue_training"}
     check_plans(plans, where, "upgrade a checkpoint as nnU-Net's training wrote it")
-    manager, configuration = plan_of(plans, arguments["configuration"], where)
+    manager, configuration = plan_of(plans, arguments["configuration"], where, trust=trust)
     architecture = configuration.configuration["architecture"]
-    if not trust:
-        check_trusted(architecture, where)
     dataset = arguments["dataset_json"]
     channels, labels = channels_and_labels(manager, configuration, dataset, where)
     classes = labels.num_segmentation_heads
@@ -176,7 +174,7 @@ def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:
             fingerprint = source.resolve().parents[1] / "dataset_fingerprint.json"
             if fingerprint.is_file():
                 shutil.copyfile(fingerprint, folder / fingerprint.name)
-            torch.save(checkpoint, folder / fold / "checkpoint_final.pth")
+            save_checkpoint(checkpoint, folder / fold / "checkpoint_final.pth")
     except (OSError, RuntimeError) as error:  # torch's writer has an error of its own
         raise ArgumentError("out", out, f"cannot write there ({error}); choose another folder") from error
     return out / fold / "checkpoint_final.pth"

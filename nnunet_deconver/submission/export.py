@@ -15,18 +15,20 @@ import torch
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.installation import nnunetv2_folders
-from nnunet_deconver.integration.plans import channels_and_labels, plan_of, read_dataset_json, read_plans
+from nnunet_deconver.integration.plans import read_dataset_json, read_plans
 from nnunet_deconver.integration.trainers import VARIABLE, external_folders, search_trainer
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
-from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint
+from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
+from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trainer import build_trained, find_trainer
-from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.submission.packages import installed_distribution, write_requirements
 from nnunet_deconver.submission.targets import TARGETS, Target
 from nnunet_deconver.submission.torch_builds import torch_build
 
 # What Triton compiles at its first launch needs, besides Python's headers, which the image of Python has, and the
 # driver's libcuda.so.1, which comes with the GPU.
+# What names a folder, or how a file's name ends.
+_SOCKET = r"\w[\w.-]*"
 COMPILER = """apt-get update \\
     && apt-get install --yes --no-install-recommends gcc libc6-dev \\
     && rm -rf /var/lib/apt/lists/* \\
@@ -176,6 +178,13 @@ def choose_inputs(model: Model, target: Target, chosen: list[list[str]]) -> list
     # One image can have the three channels of a colour.
     colours = model.plans["image_reader_writer"] == "NaturalImage2DIO"
     for sockets in chosen:
+        strange = [socket for socket in sockets if not re.fullmatch(_SOCKET, socket)]
+        if strange:
+            raise ArgumentError(
+                "input_sockets",
+                repr(strange[0]),
+                "must be letters, digits and '_', after the first also '-' and '.'",
+            )
         if not colours and len(sockets) != len(channels):
             raise ArgumentError(
                 "input_sockets", " ".join(sockets), f"must be {len(channels)}, one per channel ({names})"
@@ -228,7 +237,7 @@ def choose_outputs(model: Model, target: Target, outputs: Sequence[str] | None, 
             raise ArgumentError("output", output, f"the model has no {name}; it has {', '.join(known)}")
         if kind == "probability" and target.labels_only:
             raise ArgumentError("output", output, "this target takes labels and no other file; leave it out")
-        if equals and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", folder):
+        if equals and not re.fullmatch(_SOCKET, folder):
             raise ArgumentError("output", output, "SOCKET must be the name of a folder")
         if target.layout == "sockets":
             if not folder and kind == "probability":
@@ -309,9 +318,7 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str, trust
         missing = [key for key in keys if key not in content]
         if missing:
             raise InputError(f"{folder / name}: has no {', '.join(missing)}; {what}")
-    _, planned = plan_of(plans, configuration, str(folder / "plans.json"))
-    if not trust:
-        check_trusted(planned.configuration["architecture"], str(folder / "plans.json"))
+    _, planned = plan_of(plans, configuration, str(folder / "plans.json"), trust=trust)
     previous = planned.previous_stage_name
     if previous is not None:
         raise InputError(
@@ -324,7 +331,7 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str, trust
 def has_deconvolution(model: Model) -> bool:
     """Whether the model's network has nonnegative deconvolutions, which Triton computes where it can."""
     where = str(model.folder)
-    plans, configuration = plan_of(model.plans, model.configuration, where)
+    plans, configuration = plan_of(model.plans, model.configuration, where, trust=model.trust)
     channels, labels = channels_and_labels(plans, configuration, model.dataset, where)
     trainer = find_trainer(model.trainer)
     network = build_trained(trainer, plans, configuration, channels, labels.num_segmentation_heads, False)
@@ -414,7 +421,7 @@ def write_model(model: Model, folder: Path) -> None:
     for fold in model.folds:
         checkpoint = read_checkpoint(model.folder / f"fold_{fold}" / model.checkpoint, model.trust)
         (folder / f"fold_{fold}").mkdir()
-        torch.save(for_prediction(checkpoint), folder / f"fold_{fold}" / model.checkpoint)
+        save_checkpoint(for_prediction(checkpoint), folder / f"fold_{fold}" / model.checkpoint)
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -430,6 +430,7 @@ BAD_MODELS = {
     ),
     "cascade": (cascade, (), "test continues the predictions of low"),
     "trainer": (lambda m: rename_trainer(m, "Unknown"), (), "trainer Unknown is not found"),
+    "socket that is a path": (None, ("--input-sockets", "a/b"), "--input-sockets 'a/b': must be letters, digits"),
     "sockets": (None, ("--input-sockets", "t1", "t2"), "--input-sockets t1 t2: must be 1, one per channel (0: MRI)"),
     "sockets of files": (
         None,

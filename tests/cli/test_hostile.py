@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import re
+from collections import namedtuple
 from contextlib import contextmanager
 
 import pytest
@@ -317,6 +319,19 @@ def test_a_full_disk(trained_model, cross_validated, capsys, tmp_path, little_sp
         assert not out.exists()
     if command == "evaluate":  # goes on where there is space again
         assert cli.main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.mark.parametrize("command", ["upgrade", "export"])
+def test_a_disk_with_less_room_than_the_weights_take(trained_model, capsys, tmp_path, monkeypatch, command):
+    model, out = trained_model(), tmp_path / "out"
+    usage = namedtuple("usage", "total used free")(2**20, 2**20 - 1024, 1024)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    arguments = {
+        "upgrade": ["upgrade-checkpoint", model / "fold_0" / "checkpoint_final.pth", "-o", out, "--head", "nerdc"],
+        "export": ["export-submission", model, "-o", out],
+    }[command]
+    assert re.search(r"take 0\.\d MiB, and 0\.0 MiB are free there", run(arguments, capsys))
+    assert not out.exists()
 
 
 def test_names_that_are_too_long(trained_model, capsys, tmp_path):

@@ -132,9 +132,34 @@ def test_read_only_folder(root, imported, failing, already, monkeypatch, capsys)
     before = contents(root)
     assert cli.main(["register"]) == 2
     error = capsys.readouterr().err
-    assert str((root / TRAINERS).parent) in error
+    assert str(root) in error
     kept = f"$nnUNet_extTrainer{os.pathsep}" if already else ""
     assert f"export nnUNet_extTrainer={kept}$(nnunet-deconver trainer-path)" in error
+    assert contents(root) == before
+
+
+@one_file
+def test_one_of_the_folders_cannot_be_written_to(root, imported, file, monkeypatch, capsys):
+    opened = Path.open
+
+    def open_others(path, mode="r", **options):
+        if "w" in mode and path.parent == (root / file).parent:
+            raise PermissionError(1, "Operation not permitted")
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", open_others)
+    before = contents(root)
+    assert cli.main(["register"]) == 2
+    assert f"{(root / file).parent} (Operation not permitted)" in capsys.readouterr().err
+    assert contents(root) == before
+
+
+@one_file
+def test_unregister_takes_what_a_killed_register_left(root, file):
+    before = contents(root)
+    registration.register(root)
+    (root / file).with_name(f".{file.name}.4711.unfinished").write_text("# Writ")
+    registration.unregister(root)
     assert contents(root) == before
 
 
