@@ -3,15 +3,17 @@
 How many examples, tests/conftest.py says; `make soak` runs these for long, with other seeds.
 """
 
+import argparse
 import copy
 import io
 import json
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
@@ -154,6 +156,91 @@ def test_evaluations_are_compared_or_refused(trained_model, cross_validated, tmp
         compare_evaluations([read_evaluation(evaluation, name) for name in "ab"], ["dice"])
     except InputError as error:
         assert 0 < len(str(error)) < 3000
+
+
+def options_of(command: str) -> list[argparse.Action]:
+    """What a subcommand takes."""
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    for subcommand in cli.SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    return [action for action in subparsers.choices[command]._actions if not isinstance(action, argparse._HelpAction)]
+
+
+# Options that every command line has already.
+SET = ("out", "processes", "dataset")
+WORDS = st.one_of(
+    st.sampled_from(
+        ["0", "1", "-1", "1e9", "1000000000", "nan", "inf", "-inf", "2.5", "", " ", "x", "a/b", "../x", "ä"]
+    ),
+    st.sampled_from(
+        ["Dice", "dice", "organ", "lesion", "all", "dtc", "nerdc", "nerdm", "norm", "deconver", "glas", "2d"]
+    ),
+    st.sampled_from(["test", "labels=a", "probability:organ=b", "12.8", "nnUNetTrainerDeconver", "x" * 300, "a\nb"]),
+    st.text(max_size=6).filter(lambda text: "\0" not in text),
+)
+
+
+@pytest.mark.parametrize(
+    "command", ["plan", "summary", "upgrade-checkpoint", "evaluate", "compare", "figures", "export-submission", "list"]
+)
+@settings(max_examples=settings.default.max_examples // 4)
+@given(data=st.data())
+def test_command_lines(trained_model, cross_validated, write_dataset, tmp_path, monkeypatch, command, data):
+    work = tmp_path / "work"
+    evaluation, model = (
+        tmp_path / "evaluation",
+        tmp_path / "results" / "Dataset900_Test" / "nnUNetTrainer__testPlans__test",
+    )
+    if not work.exists():
+        cross_validated(trained_model())
+        assert run(["evaluate", "--model", model, "-o", evaluation, "-np", 1])[0] == 0
+        write_dataset(tmp_path, "Dataset901_Test", (40, 50, 60), (1, 1, 1))
+        monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+        (tmp_path / "empty").mkdir()
+        work.mkdir()
+    monkeypatch.chdir(work)
+    validation, truth = (
+        model / "fold_0" / "validation",
+        tmp_path / "preprocessed" / "Dataset900_Test" / "gt_segmentations",
+    )
+    checkpoint, out = model / "fold_0" / "checkpoint_final.pth", work / "out"
+    right = {
+        "plan": ["-d", "901", "--overwrite"],
+        "summary": ["--plans-file", model / "plans.json", "-c", "test"],
+        "upgrade-checkpoint": [checkpoint, "-o", out, "--head", "nerdc"],
+        "evaluate": [truth, validation, "-o", out, "-np", "1", "--dataset-json", model / "dataset.json"],
+        "compare": [evaluation, evaluation, "-o", out, "--names", "a", "b"],
+        "figures": [evaluation, "-o", out],
+        "export-submission": [model, "-o", out],
+        "list": [],
+    }[command]
+    paths = st.sampled_from(
+        [model, evaluation, checkpoint, model / "plans.json", truth, validation, tmp_path / "empty", work / "missing"]
+    )
+    line = [command, *map(str, right)]
+    # A word may be another, or one too many; and there may be more options, with values they take or any.
+    if data.draw(st.sampled_from([False, False, True])):
+        place = data.draw(st.integers(1, len(line)))
+        line[place : place + data.draw(st.integers(0, 1))] = [str(data.draw(st.one_of(paths, WORDS)))]
+    options = [option for option in options_of(command) if option.option_strings and option.dest not in SET]
+    for option in data.draw(st.lists(st.sampled_from(options), max_size=3)) if options else ():
+        usual = st.sampled_from(
+            [*map(str, option.choices or {int: [0, 1, 3], float: [1, 2.5]}.get(option.type, ["a"]))]
+        )
+        value = st.one_of(usual, usual, usual, paths.map(str), WORDS)
+        most = {0: 0, None: 1}.get(option.nargs, 3)
+        line += [option.option_strings[-1], *data.draw(st.lists(value, min_size=min(most, 1), max_size=most))]
+    before = {path for path in tmp_path.rglob("*") if work not in path.parents}
+    try:
+        code, error = run(line)
+    except SystemExit as left:  # of argparse
+        code, error = left.code, ""
+    event(f"exit code {code}")
+    assert code in (0, 1, 2) and "Traceback" not in error
+    after = {path for path in tmp_path.rglob("*") if work not in path.parents}
+    assert not [path for path in before ^ after if path.name.endswith("unfinished")]
+    shutil.rmtree(out, ignore_errors=True)
 
 
 @given(content=st.binary(max_size=300), name=st.sampled_from(["summary.json", "metrics.csv", "cases.jsonl"]))
