@@ -19,7 +19,7 @@ _PIECE = 1 << 20
 
 
 def check_image_file(path: Path) -> None:
-    """Raises ValueError if a file is cut short or corrupt, as far as its format lets one tell.
+    """Raises ValueError if a file is cut short or corrupt, or has no spacing, as far as its format lets one tell.
 
     Args:
         path: of an image. Of NIfTI, gzip and MetaImage files the length is checked, and the checksum where there is
@@ -52,7 +52,7 @@ def _gunzip(path: Path, first: int = 0) -> tuple[bytes, int]:
 
 
 def _check_nifti(path: Path, compressed: bool) -> None:
-    """Compares a NIfTI file's length with what its header says (nifti1.h, nifti2.h: dim, bitpix, vox_offset)."""
+    """Compares a NIfTI file's length with what its header says, and looks at its spacing (nifti1.h, nifti2.h)."""
     if compressed:
         header, length = _gunzip(path, 540)
     else:
@@ -64,10 +64,12 @@ def _check_nifti(path: Path, compressed: bool) -> None:
             dim = struct.unpack_from(f"{order}8h", header, 40)
             (bits,) = struct.unpack_from(f"{order}h", header, 72)
             (offset,) = struct.unpack_from(f"{order}f", header, 108)
+            spacing = struct.unpack_from(f"{order}8f", header, 76)
         elif header[:4] == struct.pack(f"{order}i", 540) and len(header) >= 540:
             dim = struct.unpack_from(f"{order}8q", header, 16)
             (bits,) = struct.unpack_from(f"{order}h", header, 14)
             (offset,) = struct.unpack_from(f"{order}q", header, 168)
+            spacing = struct.unpack_from(f"{order}8d", header, 104)
         else:
             continue
         rank = dim[0] if 0 <= dim[0] <= 7 else 0
@@ -76,6 +78,12 @@ def _check_nifti(path: Path, compressed: bool) -> None:
             raise ValueError(
                 f"is cut short: has {length} of the {int(offset) + expected} bytes that its header says; copy or make "
                 "it again"
+            )
+        spacing = spacing[1 : min(rank, 3) + 1]
+        if not all(0 < size < math.inf for size in spacing):
+            raise ValueError(
+                f"has the spacing {', '.join(f'{size:g}' for size in spacing)}, for which readers put what they like; "
+                "write it with the right one"
             )
         return
     # Neither: its reader says what it thinks of it.

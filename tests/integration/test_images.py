@@ -1,6 +1,7 @@
 """Files that are cut short, corrupt or hold no labels are named, in every format whose readers let them pass."""
 
 import os
+import struct
 
 import nibabel
 import numpy as np
@@ -43,6 +44,16 @@ def test_a_changed_byte(tmp_path, labels, name):
     content[len(content) * 3 // 4] ^= 0x55
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match="corrupt"):
+        check_image_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("spacing", [0, -1, np.nan, np.inf])
+@pytest.mark.parametrize(("name", "place"), [("a.nii", 80), ("nifti2.nii", 112)])
+def test_no_spacing(tmp_path, labels, name, place, spacing):
+    content = bytearray(write(tmp_path / name, labels))
+    struct.pack_into("<f" if place == 80 else "<d", content, place, spacing)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"has the spacing {spacing:g}, 1, 1"):
         check_image_file(tmp_path / name)
 
 
