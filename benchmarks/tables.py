@@ -470,6 +470,28 @@ def presets() -> Table:
     return table
 
 
+def practices() -> Table:
+    """What `evaluate --like` sets."""
+    from nnunet_deconver.metrics.definitions import PRACTICES
+
+    def option(name: str, value: object) -> str:
+        if value is True:
+            return f"--{name}"
+        if isinstance(value, tuple):  # of tolerances
+            return f"--{name.removesuffix('s')} {value[0]:g}"
+        return f"--{name.replace('_', '-')} {value}"
+
+    return [
+        {
+            "`--like`": f"`{name}`",
+            "sets": f"`{' '.join(option(*setting) for setting in each.settings.items())}`",
+            "after": each.source,
+            "open, or different here": each.open,
+        }
+        for name, each in PRACTICES.items()
+    ]
+
+
 def results() -> Table:
     """Every file of results: what wrote it, where."""
     assert set(SOURCES) == {path.stem for path in RESULTS.glob("*.csv")}, "a result without its command, or vice versa"
@@ -518,6 +540,7 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         published,
         published_difference,
         presets,
+        practices,
         results,
     )
 }

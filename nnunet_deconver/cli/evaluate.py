@@ -12,8 +12,11 @@ from nnunet_deconver.integration.installation import require_nnunetv2
 # As nnunet_deconver.metrics has them, which imports numpy; a test compares.
 SURFACES = ("area", "voxels")
 EMPTY_POLICIES = ("nan", "best")
+PRACTICES = ("deconver", "nerd", "dtc", "brats2023", "isles2022", "wmh")
 BRATS_CHALLENGES = ("GLI", "SSA", "PED", "MEN", "MET")
 
+# Settings that are options of the same name.
+OPTIONS = ("surface", "empty", "one_empty", "lesions", "panoptic", "probabilities", "brats", "same_grid")
 SHORT_NAMES = {"absolute_relative_volume_difference": "|volume diff.|"}
 
 
@@ -49,7 +52,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--tolerance",
         type=float,
         nargs="+",
-        default=[1.0],
         metavar="MM",
         help="of the surface Dice (NSD), in mm, in pixels for images without spacing; default: 1",
     )
@@ -57,7 +59,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--far",
         type=float,
         nargs="+",
-        default=[],
         metavar="MM",
         help="count predicted voxels further than this from any foreground of the reference: what a person sees first; "
         "default: do not",
@@ -65,30 +66,49 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--surface",
         choices=SURFACES,
-        default="area",
         help="what distances are measured between: area, elements weighted by area, as surface-distance does; voxels, "
         "centres of boundary voxels, as MONAI and MedPy do; default: area",
     )
     parser.add_argument(
         "--empty",
         choices=EMPTY_POLICIES,
-        default="nan",
         help="value where reference and prediction are empty: nan, left out of means, as in nnU-Net; best, Dice 1 and "
         "distance 0, as in the Deconver paper; default: nan",
     )
     parser.add_argument(
         "--one-empty",
-        default="diagonal",
+        type=_number_or_word,
         metavar="MM",
         help="distance where one of them is empty: diagonal (of the image), nan, or a number; default: diagonal",
     )
-    parser.add_argument("--lesions", action="store_true", help="count lesions: Dice, TPR, PPV, FPR of detection")
+    parser.add_argument(
+        "--lesions", action="store_true", default=None, help="count lesions: Dice, F1, TPR, PPV, FPR of detection"
+    )
+    parser.add_argument(
+        "--panoptic",
+        type=float,
+        metavar="IOU",
+        help="panoptic quality of lesions matched from this intersection over union on, such as 0.5",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        default=None,
+        help="average precision, Brier score and calibration error of what nnUNetv2_predict --save_probabilities, or "
+        "nnUNetv2_train --npz, wrote beside the predictions",
+    )
     parser.add_argument(
         "--brats", choices=BRATS_CHALLENGES, help="lesion-wise Dice and HD95 as in this challenge of BraTS 2023"
     )
     parser.add_argument(
+        "--like",
+        choices=PRACTICES,
+        help="measure as this paper or challenge does, as far as it says; the options above change single settings",
+    )
+    parser.add_argument(
         "--same-grid",
         action="store_true",
+        default=None,
         help="compare voxel by voxel even where spacing, origin or direction of the files differ",
     )
     parser.add_argument("-np", "--processes", type=int, metavar="N", help="processes; default: one per CPU core")
@@ -98,7 +118,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, writes and prints; returns 1 if cases could not be measured, else 0."""
     require_nnunetv2()
-    from nnunet_deconver.metrics.definitions import Settings
+    from nnunet_deconver.metrics.definitions import PRACTICES, Settings, like
     from nnunet_deconver.metrics.evaluation import check_model, evaluate, evaluate_model
 
     if args.out.exists() and not args.out.is_dir():
@@ -106,16 +126,10 @@ def run(args: argparse.Namespace) -> int:
     if args.model is None and (args.references is None or args.predictions is None):
         raise InputError("name two folders, GT and PRED, or a trained model: --model FOLDER")
     options = {"dataset_json": args.dataset_json, "chill": args.chill, "processes": args.processes}
-    options["settings"] = Settings(
-        surface=args.surface,
-        tolerances=tuple(args.tolerance),
-        far=tuple(args.far),
-        empty=args.empty,
-        one_empty=_number_or_word(args.one_empty),
-        lesions=args.lesions,
-        brats=args.brats,
-        same_grid=args.same_grid,
-    )
+    chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    chosen |= {"tolerances": tuple(args.tolerance)} if args.tolerance is not None else {}
+    chosen |= {"far": tuple(args.far)} if args.far is not None else {}
+    options["settings"] = like(args.like, **chosen) if args.like else Settings(**chosen)
     try:
         if args.model is not None and args.predictions is None:
             summary = evaluate_model(args.model, args.out, references=args.references, **options)
@@ -126,6 +140,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"\ninterrupted; the same command goes on from what is in {args.out}", file=sys.stderr)
         raise
     print(render(summary))
+    if args.like:
+        practice = PRACTICES[args.like]
+        print(f"like {args.like}: {practice.source}{f'; {practice.open}' if practice.open else ''}")
     print(f"wrote {args.out / 'metrics.csv'} and {args.out / 'summary.json'}, which define every metric")
     return report_problems(summary["problems"], args.out)
 

@@ -114,7 +114,7 @@ def metric_lines() -> list[str]:
     from nnunet_deconver.metrics.definitions import Settings
     from nnunet_deconver.metrics.measurements import MEASUREMENTS
 
-    everything = Settings(far=(5.0,), lesions=True, brats="GLI")
+    everything = Settings(far=(5.0,), lesions=True, panoptic=0.5, probabilities=True, brats="GLI")
     return choice_lines(
         {name: (", ".join(each.define(everything, 3)), each.source) for name, each in MEASUREMENTS.items()}
     )

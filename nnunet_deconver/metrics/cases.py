@@ -4,13 +4,13 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.files import read_json
+from nnunet_deconver.files import check_is_file, read_json
 from nnunet_deconver.integration.datasets import as_labels
 from nnunet_deconver.integration.images import check_image_file, check_whole_numbers
 from nnunet_deconver.integration.plans import read_dataset_json, read_plans
@@ -42,6 +42,11 @@ class CaseFiles:
     reference: Path
     prediction: Path
 
+    @property
+    def probabilities(self) -> Path:
+        """Where nnU-Net puts the probabilities of the prediction."""
+        return self.prediction.with_name(f"{self.name}.npz")
+
 
 @dataclass(frozen=True)
 class DatasetLabels:
@@ -54,6 +59,8 @@ class DatasetLabels:
         file_ending: of the segmentations.
         reader: nnU-Net's class that reads them.
         unit: of the reader's spacing, "mm" or "px".
+        channels: of the network's output, which probabilities have.
+        channel: that of each class.
     """
 
     classes: Mapping[str, tuple[int, ...]]
@@ -62,6 +69,8 @@ class DatasetLabels:
     file_ending: str
     reader: type
     unit: str
+    channels: int = 0
+    channel: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> DatasetLabels:
@@ -90,10 +99,13 @@ def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Datase
         raise EvaluationError(f"{dataset_json}: nnU-Net does not accept its labels: {error}") from error
     foreground = manager.foreground_regions if manager.has_regions else manager.foreground_labels
     names = {as_labels(value): name for name, value in content["labels"].items() if name != "ignore"}
-    classes = {}
-    for label_or_region in foreground:
+    classes, channel = {}, {}
+    for index, label_or_region in enumerate(foreground):
         labels = as_labels(label_or_region)
-        classes[names.get(labels, str(labels))] = labels
+        name = names.get(labels, str(labels))
+        classes[name] = labels
+        # A region's own sigmoid, or the part of its label in the softmax.
+        channel[name] = index if manager.has_regions else list(manager.all_labels).index(labels[0])
     if not classes:
         raise EvaluationError(f"{dataset_json}: has no label but the background; there is nothing to evaluate")
     reader, unit = _find_reader(content, folder)
@@ -104,6 +116,8 @@ def read_dataset(dataset_json: Path, plans: Path | None, folder: Path) -> Datase
         file_ending=content["file_ending"],
         reader=reader,
         unit=unit,
+        channels=manager.num_segmentation_heads,
+        channel=channel,
     )
 
 
@@ -246,6 +260,42 @@ def load_case(
         # nnU-Net's readers give images of two axes a third one; and a single slice has no extent to measure along it.
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
     return reference, prediction, spacing
+
+
+def load_probabilities(case: CaseFiles, dataset: DatasetLabels, shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """Reads the probabilities that nnU-Net saved beside a prediction.
+
+    Args:
+        case: whose file to read.
+        dataset: what is in it.
+        shape: of the reference, two or three axes.
+
+    Returns:
+        Those of each class, of this shape.
+
+    Raises:
+        CaseError: if there is no such file, or it has not what nnU-Net writes.
+    """
+    path = case.probabilities
+    if not path.exists():
+        raise CaseError(
+            f"no probabilities: {path}; nnUNetv2_predict writes them with --save_probabilities, nnUNetv2_train with "
+            "--npz"
+        )
+    try:
+        check_is_file(path)
+        with np.load(path, allow_pickle=False) as file:
+            found = file["probabilities"]
+    except Exception as error:  # of a file that is cut short or something else, any
+        reason = " ".join(str(error).split())
+        raise CaseError(f"probabilities {path} cannot be read ({type(error).__name__}: {reason[-200:]})") from error
+    expected = (dataset.channels, *[1] * (3 - len(shape)), *shape)
+    if found.shape != expected:
+        raise CaseError(f"shapes differ: reference has {expected} with a channel per output, {path} {found.shape}")
+    # Sums of half precision are a little above 1.
+    if found.dtype.kind != "f" or not ((found >= 0) & (found <= 1.001)).all():
+        raise CaseError(f"probabilities {path} are not all between 0 and 1")
+    return {name: found[index].reshape(shape).clip(0, 1) for name, index in dataset.channel.items()}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """What can be asked for, and what each number means: settings, units, ideals and definitions."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.metrics.lesions import BRATS_PENALTY_MM, BRATS_RULES
+from nnunet_deconver.metrics.probability import BINS
 from nnunet_deconver.metrics.surface import SURFACES
 
 EMPTY_POLICIES = ("nan", "best")
@@ -20,6 +23,55 @@ PERCENTILE_TEXTS = {
 
 
 @dataclass(frozen=True)
+class Practice:
+    """How a paper or a challenge measures.
+
+    Attributes:
+        settings: of `Settings`, the others as they are.
+        source: where it says so.
+        open: what it leaves open, or what differs here; "" for nothing.
+    """
+
+    settings: Mapping[str, Any]
+    source: str
+    open: str = ""
+
+
+# A further one is one entry: `evaluate --like`, its help and docs/metrics.md follow from that.
+PRACTICES = {
+    "deconver": Practice(
+        {"surface": "voxels", "empty": "best"},
+        "arXiv 2504.00302, section 4.1, evaluation metrics",
+        "distance to an empty mask: not said",
+    ),
+    "nerd": Practice(
+        {"surface": "voxels", "lesions": True},
+        "arXiv 2103.04020, section 3.2",
+        "connectivity of lesions, surface and LFPR: not defined; take `lesion_fpr` for the latter",
+    ),
+    "dtc": Practice(
+        {"surface": "area", "tolerances": (1.0,)},
+        "arXiv 2601.17939, section 4.2, NSD of Nikolov and others",
+        "tolerance: not said, 1 mm here",
+    ),
+    "brats2023": Practice(
+        {"brats": "GLI"}, "github.com/rachitsaluja/BraTS-2023-Metrics", "for other tasks add --brats SSA, PED, MEN, MET"
+    ),
+    "isles2022": Practice(
+        {"lesions": True, "empty": "best"},
+        "github.com/ezequieldlrosa/isles22",
+        "Dice, `lesion_f1`, `lesion_count_difference` and `absolute_volume_difference`, the last here in mm^3, not ml",
+    ),
+    "wmh": Practice(
+        {"surface": "voxels", "lesions": True, "one_empty": "nan"},
+        "github.com/hjkuijf/wmhchallenge, evaluation.py",
+        "the challenge takes boundaries within slices, and a recall and precision of 1 where there is no lesion; its "
+        "second label is the ignore label of nnU-Net",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Settings:
     """What to measure, and how.
 
@@ -31,9 +83,12 @@ class Settings:
             nnU-Net, or "best", the metric's ideal value, as in the Deconver paper.
         one_empty: the distance where one of them is empty: "diagonal" of the image, "nan", or a number in `unit`.
         lesions: whether to count lesions.
+        panoptic: intersection over union from which two lesions match in panoptic quality; None for none.
+        probabilities: whether to measure probabilities, those of `nnUNetv2_predict --save_probabilities`.
         brats: key of `BRATS_RULES` for the lesion-wise scores of BraTS; None for none.
         unit: of lengths: "mm", or "px" for images without spacing.
         same_grid: whether to compare voxel by voxel where origin, direction or spacing of the files differ.
+        like: key of `PRACTICES` that the others follow, see `like`; None for none. Only noted.
     """
 
     surface: str = "area"
@@ -42,14 +97,24 @@ class Settings:
     empty: str = "nan"
     one_empty: float | str = "diagonal"
     lesions: bool = False
+    panoptic: float | None = None
+    probabilities: bool = False
     brats: str | None = None
     unit: str = "mm"
     same_grid: bool = False
+    like: str | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("surface", SURFACES), ("empty", EMPTY_POLICIES), ("brats", (None, *BRATS_RULES))):
+        for name, choices in (
+            ("surface", SURFACES),
+            ("empty", EMPTY_POLICIES),
+            ("brats", (None, *BRATS_RULES)),
+            ("like", (None, *PRACTICES)),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}: must be one of {', '.join(map(str, choices))}, got {getattr(self, name)}")
+        if self.panoptic is not None and not 0 < self.panoptic <= 1:
+            raise InputError(f"panoptic: must be above 0 and at most 1, got {self.panoptic}")
         for name, distances in (("tolerance", self.tolerances), ("far", self.far)):
             for distance in distances:
                 if not 0 <= distance < math.inf:
@@ -59,6 +124,20 @@ class Settings:
                 raise InputError(f"one_empty: must be diagonal, nan or a number, got {self.one_empty}")
         elif not 0 <= self.one_empty < math.inf:
             raise InputError(f"one_empty: must be a number of at least 0, got {self.one_empty}")
+
+
+def like(practice: str, **changes: Any) -> Settings:
+    """The settings that come closest to what a paper or a challenge measures.
+
+    Args:
+        practice: key of `PRACTICES`.
+        changes: settings that are chosen otherwise.
+
+    Raises:
+        InputError: if there is no such practice.
+    """
+    settings = PRACTICES[practice].settings if practice in PRACTICES else {}
+    return Settings(**{**settings, **changes, "like": practice})
 
 
 @dataclass(frozen=True)
@@ -169,13 +248,75 @@ def define_lesions(settings: Settings, rank: int) -> dict[str, Metric]:
     lesion = "lesions: connected by faces, edges or corners; matched by one common voxel"
     return {
         "lesion_dice": Metric("", 1, f"2 TPR PPV / (TPR + PPV), the WMH challenge's F1; {lesion}", headline=True),
-        "lesion_tpr": Metric("", 1, f"matched lesions of the reference / its lesions; {lesion}", headline=True),
+        "lesion_f1": Metric(
+            "",
+            1,
+            "2 TP / (2 TP + FP + FN) with TP matched and FN unmatched lesions of the reference, FP unmatched ones of "
+            f"the prediction, ISLES'22's F1; {lesion}",
+            headline=True,
+        ),
+        "lesion_tpr": Metric(
+            "", 1, f"matched lesions of the reference / its lesions, the NeRD paper's LTPR; {lesion}", headline=True
+        ),
         "lesion_ppv": Metric("", 1, f"matched lesions of the prediction / its lesions; {lesion}", headline=True),
         "lesion_fpr": Metric("", 0, f"1 - PPV, as in the ISBI 2015 challenge; {lesion}", headline=True),
+        "nerd_lesion_dice": Metric(
+            "",
+            1,
+            "2 x matched lesions of the reference / (lesions of the reference + of the prediction), the NeRD paper's "
+            f"LDice, which is printed without the 2; above 1 where one lesion matches several; {lesion}",
+        ),
+        "nerd_lesion_ppv": Metric(
+            "",
+            1,
+            "matched lesions of the reference / lesions of the prediction, the NeRD paper's LPPV; above 1 where one "
+            f"lesion matches several; {lesion}",
+        ),
         "lesions_reference": Metric("lesions", None, f"number; {lesion}"),
         "lesions_prediction": Metric("lesions", None, f"number; {lesion}"),
         "lesions_missed": Metric("lesions", 0, f"unmatched ones of the reference; {lesion}"),
         "lesions_false": Metric("lesions", 0, f"unmatched ones of the prediction; {lesion}"),
+        "lesion_count_difference": Metric(
+            "lesions", 0, f"absolute difference of both numbers, as in ISLES'22; {lesion}", headline=True
+        ),
+    }
+
+
+def define_panoptic(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `panoptic_metrics` measures."""
+    lesion = (
+        "lesions: connected by faces, edges or corners; matched one to one, the largest intersection over union (IoU) "
+        f"first, from {settings.panoptic:g} on, as in panoptica"
+    )
+    return {
+        "recognition_quality": Metric(
+            "", 1, f"matched lesions / the mean of both numbers of lesions, an F1; {lesion}", headline=True
+        ),
+        "segmentation_quality": Metric("", 1, f"mean IoU of matched lesions; {lesion}", headline=True),
+        "panoptic_quality": Metric(
+            "", 1, f"sum of the IoU of matched lesions / the mean of both numbers of lesions; {lesion}", headline=True
+        ),
+    }
+
+
+def define_probability(settings: Settings, rank: int) -> dict[str, Metric]:
+    """What `probability_metrics` measures."""
+    return {
+        "average_precision": Metric(
+            "",
+            1,
+            "area under precision over recall of the class's probability over voxels, in steps, as scikit-learn's "
+            "average_precision_score; undefined if the reference is empty",
+            headline=True,
+        ),
+        "brier": Metric("", 0, "mean over voxels of (probability - reference)^2", headline=True),
+        "calibration_error": Metric(
+            "",
+            0,
+            f"expected calibration error: |mean probability - part in the reference| in {BINS} equal intervals of the "
+            "class's probability, weighted by their voxels (arXiv 1706.04599)",
+            headline=True,
+        ),
     }
 
 

@@ -30,6 +30,7 @@ from nnunet_deconver.metrics.cases import (
     DatasetLabels,
     EvaluationError,
     load_case,
+    load_probabilities,
     pair_folders,
     pair_folds,
     read_dataset,
@@ -235,7 +236,7 @@ def measure_cases(
         header["measurements"] = added
     header = json.loads(json.dumps(header))  # as it will be read again
     problems = dict(problems)
-    stamps = {case.name: _stamp(case) for case in cases}
+    stamps = {case.name: _stamp(case, settings) for case in cases}
     earlier = _read_kept(out, header)
     kept = {name: earlier[name] for name, stamp in stamps.items() if earlier.get(name, {}).get("files") == stamp}
     try:
@@ -320,10 +321,10 @@ def _read_kept(out: Path, header: dict) -> dict[str, dict]:
     return {record["case"]: record for record in lines[1:]}
 
 
-def _stamp(case: CaseFiles) -> list[list]:
+def _stamp(case: CaseFiles, settings: Settings) -> list[list]:
     """Which files are measured: a prediction that was made anew must be measured anew."""
     stamps = []
-    for path in (case.reference, case.prediction):
+    for path in (case.reference, case.prediction, *([case.probabilities] if settings.probabilities else [])):
         stamp = [str(path.resolve())]
         with suppress(OSError):  # reading it will say what is wrong
             stamp += [path.stat().st_size, path.stat().st_mtime_ns]
@@ -366,7 +367,8 @@ def measure_case(case: CaseFiles, dataset: DatasetLabels, settings: Settings) ->
     """
     try:
         reference, prediction, spacing = load_case(case, dataset, settings.same_grid)
-        values = measure(reference, prediction, spacing, dataset.classes, dataset.ignore, settings)
+        probabilities = load_probabilities(case, dataset, reference.shape) if settings.probabilities else None
+        values = measure(reference, prediction, spacing, dataset.classes, dataset.ignore, settings, probabilities)
     except CaseError as error:
         return str(error)
     except Exception as error:  # one case must not end the others'

@@ -56,8 +56,10 @@ def detection_metrics(reference: np.ndarray, prediction: np.ndarray) -> dict[str
     Returns:
         `lesion_tpr`, the found ones among the reference's lesions; `lesion_ppv`, the true ones among the
         prediction's; `lesion_fpr` = 1 - `lesion_ppv`; `lesion_dice`, the harmonic mean of `lesion_tpr` and
-        `lesion_ppv` (the challenge's F1); and the numbers of lesions. NaN where nothing is there to divide by;
-        `lesion_dice` is 0 if one mask alone is empty.
+        `lesion_ppv` (the challenge's F1); `lesion_f1`, which counts found, missed and false lesions (ISLES'22);
+        `nerd_lesion_dice` and `nerd_lesion_ppv`, which count found lesions of the reference over those of the
+        prediction, too, so that they exceed 1 where one of the prediction finds several; the numbers of lesions, and
+        their difference. NaN where nothing is there to divide by; `lesion_dice` is 0 if one mask alone is empty.
 
     Raises:
         ValueError: if the shapes differ.
@@ -74,10 +76,57 @@ def detection_metrics(reference: np.ndarray, prediction: np.ndarray) -> dict[str
         "lesion_ppv": ppv,
         "lesion_fpr": 1 - ppv,
         "lesion_dice": dice,
+        "lesion_f1": ratio(2 * hit, expected + hit + found - true),
+        "nerd_lesion_dice": ratio(2 * hit, expected + found),
+        "nerd_lesion_ppv": ratio(hit, found),
         "lesions_reference": expected,
         "lesions_prediction": found,
         "lesions_missed": expected - hit,
         "lesions_false": found - true,
+        "lesion_count_difference": abs(found - expected),
+    }
+
+
+def panoptic_metrics(reference: np.ndarray, prediction: np.ndarray, threshold: float) -> dict[str, float]:
+    """How many lesions are recognised as such, each by one, and how well these are segmented.
+
+    Lesions are matched one to one, those of the largest intersection over union first, as long as it is `threshold` or
+    more (as panoptica's NaiveThresholdMatching). Kirillov and others, arXiv 1801.00868, define the rest.
+
+    Args:
+        reference: bool, one to three axes.
+        prediction: bool, of the same shape.
+        threshold: above 0, up to 1.
+
+    Returns:
+        `recognition_quality`, matched ones over the mean of both numbers of lesions, NaN without any;
+        `segmentation_quality`, the mean intersection over union of matched ones, NaN without any; and
+        `panoptic_quality`, the sum of these intersections over unions over the mean of both numbers.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_masks(reference, prediction)
+    reference_lesions, expected = label(reference)
+    prediction_lesions, found = label(prediction)
+    both = prediction & reference
+    pairs, overlaps = np.unique(
+        np.stack([reference_lesions[both], prediction_lesions[both]], axis=1), axis=0, return_counts=True
+    )
+    sizes = [np.bincount(lesions.ravel()) for lesions in (reference_lesions, prediction_lesions)]
+    ious = overlaps / (sizes[0][pairs[:, 0]] + sizes[1][pairs[:, 1]] - overlaps)
+    matched: list[float] = []
+    taken: tuple[set[int], set[int]] = set(), set()
+    for index in np.argsort(-ious, kind="stable"):
+        one, other = pairs[index].tolist()
+        if ious[index] >= threshold and one not in taken[0] and other not in taken[1]:
+            matched.append(float(ious[index]))
+            taken[0].add(one)
+            taken[1].add(other)
+    return {
+        "recognition_quality": ratio(2 * len(matched), expected + found),
+        "segmentation_quality": ratio(sum(matched), len(matched)),
+        "panoptic_quality": ratio(2 * sum(matched), expected + found),
     }
 
 

@@ -34,6 +34,7 @@ def measure(
     classes: Mapping[str, tuple[int, ...]],
     ignore: int | None,
     settings: Settings,
+    probabilities: Mapping[str, np.ndarray] | None = None,
 ) -> list[Value]:
     """Measures a prediction against its reference.
 
@@ -44,6 +45,7 @@ def measure(
         classes: name to the labels it is made of: one, or those of a region.
         ignore: label of the reference that marks voxels which do not count; None if there is none.
         settings: what to measure.
+        probabilities: with `settings.probabilities`, those of each class, of the same shape.
 
     Returns:
         The values, class by class.
@@ -67,10 +69,14 @@ def measure(
             (True, False): "reference empty",
             (False, True): "prediction empty",
         }.get(empty, "")
+        voxels = None
+        if probabilities is not None:
+            everywhere = slice(None) if ignore is None else reference != ignore
+            voxels = np.isin(reference, labels)[everywhere].ravel(), probabilities[name][everywhere].ravel()
         distant = {distance: beyond[box] for distance, beyond in far.items()}
         found = {}
         for measurement in wanted_measurements(settings).values():
-            found |= measurement.measure(Masks(truth, predicted, spacing, settings, distant))
+            found |= measurement.measure(Masks(truth, predicted, spacing, settings, distant, voxels))
         for metric, definition in table.items():
             value = _resolve(found[metric], definition, all(empty), diagonal, settings)
             values.append(Value(name, metric, value, note))

@@ -17,13 +17,16 @@ from nnunet_deconver.metrics.definitions import (
     define_far,
     define_lesions,
     define_overlap,
+    define_panoptic,
+    define_probability,
     define_surface,
     define_volume,
     far_name,
     tolerance_name,
 )
-from nnunet_deconver.metrics.lesions import BRATS_RULES, brats_metrics, detection_metrics
+from nnunet_deconver.metrics.lesions import BRATS_RULES, brats_metrics, detection_metrics, panoptic_metrics
 from nnunet_deconver.metrics.overlap import overlap_metrics, volume_metrics
+from nnunet_deconver.metrics.probability import probability_metrics
 from nnunet_deconver.metrics.surface import (
     average_surface_distances,
     hausdorff_distance,
@@ -41,6 +44,8 @@ class Masks:
         prediction: bool, of the same shape, likewise.
         spacing: size of a voxel along each axis, in `settings.unit`.
         settings: what to measure.
+        probabilities: with `settings.probabilities`, reference and probability of all voxels that count, in and out of
+            the masks, one axis each; else None.
         beyond: for each distance of `settings.far`, where all foreground of the reference is further away.
     """
 
@@ -49,6 +54,7 @@ class Masks:
     spacing: Sequence[float]
     settings: Settings
     beyond: Mapping[float, np.ndarray] = field(default_factory=dict)
+    probabilities: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,16 @@ def _measure_brats(masks: Masks) -> dict[str, float]:
     return brats_metrics(masks.reference, masks.prediction, masks.spacing, BRATS_RULES[masks.settings.brats])
 
 
+def _panoptic(masks: Masks) -> dict[str, float]:
+    assert masks.settings.panoptic is not None
+    return panoptic_metrics(masks.reference, masks.prediction, masks.settings.panoptic)
+
+
+def _probability(masks: Masks) -> dict[str, float]:
+    assert masks.probabilities is not None
+    return probability_metrics(*masks.probabilities)
+
+
 # In the order of tables.
 MEASUREMENTS = {
     "overlap": Measurement("nnU-Net", lambda masks: overlap_metrics(masks.reference, masks.prediction), define_overlap),
@@ -101,10 +117,16 @@ MEASUREMENTS = {
         define_volume,
     ),
     "lesions": Measurement(
-        "WMH and ISBI 2015 challenges",
+        "challenges WMH, ISBI 2015, ISLES'22, and arXiv 2103.04020",
         lambda masks: detection_metrics(masks.reference, masks.prediction),
         define_lesions,
         lambda settings: settings.lesions,
+    ),
+    "panoptic": Measurement(
+        "arXiv 1801.00868", _panoptic, define_panoptic, lambda settings: settings.panoptic is not None
+    ),
+    "probability": Measurement(
+        "scikit-learn, arXiv 1706.04599", _probability, define_probability, lambda settings: settings.probabilities
     ),
     "brats": Measurement(
         "BraTS 2023",

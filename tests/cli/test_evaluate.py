@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from nnunet_deconver import cli
 from nnunet_deconver.cli import evaluate
-from nnunet_deconver.metrics.definitions import EMPTY_POLICIES
+from nnunet_deconver.metrics.definitions import EMPTY_POLICIES, PRACTICES
 from nnunet_deconver.metrics.lesions import BRATS_RULES
 from nnunet_deconver.metrics.surface import SURFACES
 
@@ -56,6 +56,7 @@ def test_the_choices_are_those_of_the_package():
     assert evaluate.SURFACES == SURFACES
     assert evaluate.EMPTY_POLICIES == EMPTY_POLICIES
     assert tuple(BRATS_RULES) == evaluate.BRATS_CHALLENGES
+    assert tuple(PRACTICES) == evaluate.PRACTICES
 
 
 def test_the_table_of_two_folders(folders, capsys):
@@ -83,13 +84,71 @@ def test_options_reach_the_definitions(folders, capsys):
         "empty": "best",
         "one_empty": 100.0,
         "lesions": False,
+        "panoptic": None,
+        "probabilities": False,
         "brats": None,
         "unit": "mm",
         "same_grid": False,
+        "like": None,
     }
     assert "distances are 100.0 mm" in found["policies"]["one_empty"]
     assert "as in MONAI" in found["definitions"]["hd95"]["definition"]
     assert "false_positives_beyond_1.5mm [voxels]" in capsys.readouterr().out
+
+
+def test_like_a_paper_but_for_what_is_chosen(folders, capsys):
+    assert run(folders, "--like", "deconver", "--one-empty", "nan", "--panoptic", "0.5") == 0
+    assert "like deconver: arXiv 2504.00302, section 4.1, evaluation metrics; distance to" in capsys.readouterr().out
+    found = summary(folders)
+    chosen = ("like", "surface", "empty", "one_empty", "panoptic", "lesions")
+    assert [found["settings"][name] for name in chosen] == ["deconver", "voxels", "best", "nan", 0.5, False]
+    assert found["metrics"]["organ"]["recognition_quality"]["mean"] == 1
+
+
+def save_probabilities(folders, case, change=lambda probabilities: probabilities):
+    found = np.stack([voxels(1) == label for label in range(3)]) * 0.8 + 0.1
+    with (folders / "pred" / f"{case}.npz").open("wb") as file:
+        np.savez_compressed(file, probabilities=change(found.astype(np.float32)))
+
+
+def test_probabilities_of_nnunet(folders, capsys):
+    for case in "abc":
+        save_probabilities(folders, case)
+    assert run(folders, "--probabilities") == 0
+    wrong = np.count_nonzero((voxels() == 2) != (voxels(1) == 2)) / voxels().size
+    found = summary(folders)["metrics"]["lesion"]
+    assert found["brier"]["mean"] == pytest.approx(wrong * 0.81 + (1 - wrong) * 0.01)
+    assert "average_precision" in capsys.readouterr().out
+    # New probabilities are measured anew.
+    save_probabilities(folders, "b", lambda probabilities: np.full_like(probabilities, 0.5))
+    assert run(folders, "--probabilities") == 0
+    assert summary(folders)["metrics"]["lesion"]["brier"]["mean"] > found["brier"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda probabilities: probabilities[:2], "shapes differ: reference has (3, 6, 10, 12) with a channel"),
+        (lambda probabilities: probabilities[..., :5], "shapes differ"),
+        (lambda probabilities: probabilities * 10 - 5, "are not all between 0 and 1"),
+        (lambda probabilities: probabilities * np.nan, "are not all between 0 and 1"),
+        (lambda probabilities: np.array([{}], object), "cannot be read (ValueError: Object arrays cannot be loaded"),
+    ],
+    ids=["a channel too few", "another size", "logits", "NaN", "pickled"],
+)
+def test_probabilities_that_are_none(folders, capsys, change, message):
+    save_probabilities(folders, "a")
+    save_probabilities(folders, "b", change)
+    save_probabilities(folders, "c")
+    whole = (folders / "pred" / "c.npz").read_bytes()
+    (folders / "pred" / "c.npz").write_bytes(whole[: len(whole) // 2])
+    assert run(folders, "--probabilities") == 1
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "c.npz cannot be read (BadZipFile" in errors
+    (folders / "pred" / "c.npz").unlink()
+    assert run(folders, "--probabilities") == 1
+    assert "c.npz; nnUNetv2_predict writes them with --save_probabilities" in capsys.readouterr().err
 
 
 def test_empty_masks_are_told(folders, capsys):

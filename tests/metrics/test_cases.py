@@ -69,6 +69,10 @@ def load(tmp_path, *, dataset=None, same_grid=False, reference=None, prediction=
 def test_classes_are_those_of_nnunet(tmp_path, labels, changes, classes, ignore):
     dataset = read_dataset(write_dataset(tmp_path, labels, **changes), None, tmp_path)
     assert (dataset.classes, dataset.ignore) == (classes, ignore)
+    # Softmax has a channel for the background, regions have one each.
+    regions = "regions_class_order" in changes
+    assert dataset.channels == len(classes) + (not regions)
+    assert list(dataset.channel.values()) == [index + (not regions) for index in range(len(classes))]
 
 
 @pytest.mark.parametrize(

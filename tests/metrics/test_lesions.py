@@ -3,8 +3,15 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
 
-from nnunet_deconver.metrics.lesions import BRATS_PENALTY_MM, BratsRule, brats_metrics, detection_metrics
+from nnunet_deconver.metrics.lesions import (
+    BRATS_PENALTY_MM,
+    BratsRule,
+    brats_metrics,
+    detection_metrics,
+    panoptic_metrics,
+)
 
 
 def image(*spans, shape=(7, 7, 60)):
@@ -26,12 +33,25 @@ def test_detection_by_hand():
             "lesion_ppv": ppv,
             "lesion_fpr": 2 / 5,
             "lesion_dice": 2 * tpr * ppv / (tpr + ppv),
+            "lesion_f1": 2 * 3 / (2 * 3 + 0 + 2),
+            "nerd_lesion_dice": 2 * 3 / (3 + 5),
+            "nerd_lesion_ppv": 3 / 5,
             "lesions_reference": 3,
             "lesions_prediction": 5,
             "lesions_missed": 0,
             "lesions_false": 2,
+            "lesion_count_difference": 2,
         }
     )
+
+
+def test_one_that_bridges_two():
+    found = detection_metrics(image((0, 10), (20, 30)), image((5, 25)))
+    assert (found["lesion_tpr"], found["lesion_ppv"], found["lesion_dice"], found["lesion_f1"]) == (1, 1, 1, 1)
+    assert (found["nerd_lesion_dice"], found["nerd_lesion_ppv"]) == (pytest.approx(2 * 2 / 3), 2)
+    assert found["lesion_count_difference"] == 1
+    found = detection_metrics(image((5, 25)), image((0, 10), (20, 30)))
+    assert (found["lesion_f1"], found["nerd_lesion_dice"], found["nerd_lesion_ppv"]) == (1, pytest.approx(2 / 3), 0.5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -48,6 +68,63 @@ def test_detection_as_simpleitk_counts(seed):
     assert found["lesion_tpr"] == pytest.approx(hit / reference.max())
     assert found["lesion_ppv"] == pytest.approx(true / prediction.max())
     assert 0 < hit < reference.max()
+    false = prediction.max() - true
+    assert found["lesion_f1"] == pytest.approx(hit / (hit + (reference.max() - hit + false) / 2))
+    assert found["nerd_lesion_dice"] == pytest.approx(2 * hit / (reference.max() + prediction.max()))
+    assert found["nerd_lesion_ppv"] == pytest.approx(hit / prediction.max())
+    assert found["lesion_count_difference"] == abs(int(reference.max()) - int(prediction.max()))
+
+
+def test_panoptic_quality_by_hand():
+    """Intersections over unions of 8/10 and 2/18: from 0.5 on one lesion is recognised, from 0.1 on two."""
+    reference, prediction = image((0, 10), (20, 30)), image((0, 8), (28, 38), (50, 51))
+    found = panoptic_metrics(reference, prediction, 0.5)
+    assert found == pytest.approx(
+        {"recognition_quality": 2 / 5, "segmentation_quality": 0.8, "panoptic_quality": 2 * 0.8 / 5}
+    )
+    found = panoptic_metrics(reference, prediction, 0.1)
+    assert found["recognition_quality"] == pytest.approx(4 / 5)
+    assert found["segmentation_quality"] == pytest.approx((0.8 + 2 / 18) / 2)
+
+
+def test_of_two_matches_the_better_counts():
+    """10 voxels of the reference, found in pieces of 6 and 3: both would match, one may."""
+    found = panoptic_metrics(image((0, 10)), image((0, 6), (7, 10)), 0.1)
+    assert found["segmentation_quality"] == pytest.approx(0.6)
+    assert found["recognition_quality"] == pytest.approx(2 / 3)
+
+
+# Of panoptica 2.1.7: Panoptica_Evaluator(InputType.SEMANTIC, ConnectedComponentsInstanceApproximator(),
+# NaiveThresholdMatching(Metric.IOU, threshold)), by seed and threshold: numbers of lesions, and qualities.
+PANOPTICA = {
+    (0, 0.1): (39, 40, 0.734177, 0.436464, 0.320442),
+    (0, 0.5): (39, 40, 0.253165, 0.687143, 0.17396),
+    (1, 0.1): (41, 37, 0.769231, 0.41051, 0.315777),
+    (1, 0.5): (41, 37, 0.205128, 0.632761, 0.129797),
+    (2, 0.1): (37, 30, 0.597015, 0.443476, 0.264762),
+    (2, 0.5): (37, 30, 0.238806, 0.62566, 0.149411),
+    (3, 0.1): (35, 34, 0.637681, 0.393595, 0.250988),
+    (3, 0.5): (35, 34, 0.144928, 0.656598, 0.095159),
+}
+
+
+@pytest.mark.parametrize(("seed", "threshold"), PANOPTICA)
+def test_panoptic_quality_as_panoptica_has_it(seed, threshold):
+    rng = np.random.default_rng(seed)
+    base = gaussian_filter(rng.standard_normal((24, 26, 28)), 1.5)
+    masks = [base + gaussian_filter(rng.standard_normal(base.shape), 1.5) * 0.35 > 0.13 for _ in range(2)]
+    numbers = detection_metrics(*masks)
+    found = panoptic_metrics(*masks, threshold)
+    values = [numbers["lesions_reference"], numbers["lesions_prediction"], *found.values()]
+    assert values == pytest.approx(PANOPTICA[seed, threshold], abs=1e-6)
+
+
+def test_panoptic_quality_in_empty_masks():
+    assert all(math.isnan(value) for value in panoptic_metrics(image(), image(), 0.5).values())
+    for pair in ((image((0, 3)), image()), (image(), image((0, 3)))):
+        found = panoptic_metrics(*pair, 0.5)
+        assert math.isnan(found["segmentation_quality"])
+        assert (found["recognition_quality"], found["panoptic_quality"]) == (0, 0)
 
 
 def test_missed_lesions():
@@ -71,9 +148,13 @@ def test_nearness_is_no_match():
 @pytest.mark.parametrize(
     ("reference", "prediction", "defined"),
     [
-        (image(), image(), {}),
-        (image((0, 3)), image(), {"lesion_tpr": 0, "lesion_dice": 0}),
-        (image(), image((0, 3)), {"lesion_ppv": 0, "lesion_fpr": 1, "lesion_dice": 0}),
+        (image(), image(), {"lesion_count_difference": 0}),
+        (image((0, 3)), image(), {"lesion_tpr": 0, "lesion_dice": 0, "lesion_f1": 0, "lesion_count_difference": 1}),
+        (
+            image(),
+            image((0, 3)),
+            {"lesion_ppv": 0, "lesion_fpr": 1, "lesion_dice": 0, "lesion_f1": 0, "lesion_count_difference": 1},
+        ),
     ],
     ids=["both empty", "prediction empty", "reference empty"],
 )

@@ -3,13 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_deconver.metrics.definitions import Settings
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.metrics.definitions import PRACTICES, Settings, like
 from nnunet_deconver.metrics.lesions import BRATS_PENALTY_MM
 from nnunet_deconver.metrics.measure import measure
 from nnunet_deconver.metrics.measurements import metrics
+from nnunet_deconver.metrics.probability import probability_metrics
 
 CLASSES = {"organ": (1,), "lesion": (2,)}
-ALL = {"lesions": True, "brats": "MET", "tolerances": (0.5, 2.0), "far": (1.0, 5.0)}
+ALL = {"lesions": True, "brats": "MET", "tolerances": (0.5, 2.0), "far": (1.0, 5.0), "panoptic": 0.5}
 
 
 def by_metric(values, name):
@@ -76,7 +78,7 @@ def test_measured_in_a_box_as_in_the_whole_image():
     found = [measure(*pair, (1.5, 1, 0.5), CLASSES, None, Settings(**ALL)) for pair in (small, large)]
     for one, other in zip(*found, strict=True):
         assert one[:2] == other[:2]
-        assert one.value == pytest.approx(other.value), one.metric
+        assert one.value == pytest.approx(other.value, nan_ok=True), one.metric
 
 
 def test_regions_are_unions_of_labels():
@@ -103,6 +105,8 @@ def test_ignored_voxels_do_not_count():
         ({"brats": "WT"}, "brats: must be one of None, GLI, SSA, PED, MEN, MET, got WT"),
         ({"tolerances": (1.0, -1.0)}, "tolerance: must be a number of at least 0, got -1.0"),
         ({"tolerances": (math.nan,)}, "tolerance: must be a number of at least 0, got nan"),
+        ({"panoptic": 0.0}, "panoptic: must be above 0 and at most 1, got 0.0"),
+        ({"like": "x"}, "like: must be one of None, deconver, nerd"),
         ({"far": (-1.0,)}, "far: must be a number of at least 0, got -1.0"),
         ({"one_empty": "worst"}, "one_empty: must be diagonal, nan or a number, got worst"),
         ({"one_empty": -3.0}, "one_empty: must be a number of at least 0, got -3.0"),
@@ -111,6 +115,35 @@ def test_ignored_voxels_do_not_count():
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Settings(**changes)
+
+
+def test_probabilities_are_measured_over_all_voxels_that_count():
+    reference, prediction = labels(_1=(2, 6), _3=(8, 12)), labels(_1=(2, 4))
+    rng = np.random.default_rng(0)
+    probabilities = {name: rng.random(reference.shape) for name in CLASSES}
+    settings = Settings(probabilities=True)
+    values = measure(reference, prediction, (1, 1, 1), CLASSES, 3, settings, probabilities)
+    counts = reference != 3
+    for name, (label,) in CLASSES.items():
+        expected = probability_metrics((reference == label)[counts], probabilities[name][counts])
+        found = by_metric(values, name)
+        assert {metric: found[metric] for metric in expected} == pytest.approx(expected, nan_ok=True)
+    # Even where nothing is, how sure a model is of that counts.
+    assert by_metric(values, "lesion")["brier"] > 0.3
+    assert math.isnan(by_metric(values, "lesion")["average_precision"])
+
+
+@pytest.mark.parametrize("practice", PRACTICES)
+def test_practices_are_settings(practice):
+    settings = like(practice, far=(5.0,))
+    assert settings.like == practice and settings.far == (5.0,)
+    assert {name: getattr(settings, name) for name in PRACTICES[practice].settings} == PRACTICES[practice].settings
+
+
+def test_a_practice_can_be_changed():
+    assert like("deconver", surface="area") == Settings(surface="area", empty="best", like="deconver")
+    with pytest.raises(InputError, match="like: must be one of None, deconver"):
+        like("nobody")
 
 
 def test_far_false_positives_are_counted_by_hand():
