@@ -200,6 +200,8 @@ def test_command_lines(trained_model, cross_validated, write_dataset, tmp_path, 
         (tmp_path / "empty").mkdir()
         work.mkdir()
     monkeypatch.chdir(work)
+    # Wheels take seconds each, and depend on nothing that is drawn here.
+    monkeypatch.setattr("nnunet_deconver.submission.packages.make_wheel", lambda distribution, folder: folder / "a.whl")
     validation, truth = (
         model / "fold_0" / "validation",
         tmp_path / "preprocessed" / "Dataset900_Test" / "gt_segmentations",

@@ -51,7 +51,7 @@ PRACTICES = {
     ),
     "dtc": Practice(
         {"surface": "area", "tolerances": (1.0,)},
-        "arXiv 2601.17939, section 4.2, NSD of Nikolov and others",
+        "arXiv 2601.17939, section 4, NSD of Nikolov and others",
         "tolerance: not said, 1 mm here",
     ),
     "brats2023": Practice(
