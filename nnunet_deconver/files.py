@@ -87,9 +87,19 @@ def written_whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
     try:
         with unfinished.open(mode, **options) as file:
             yield file
+            # On the disk before the name is: a machine that fails in between keeps the earlier file.
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes files that a killed process was writing with `written_whole`; nobody may be writing there now."""
+    for path in folder.glob(".*.unfinished"):
+        if path.is_file():
+            path.unlink()
 
 
 @contextmanager

@@ -30,6 +30,11 @@ settings.register_profile(
 settings.load_profile("fast")  # --hypothesis-profile, where there is one, is loaded later
 
 
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="random moments at which tests/end_to_end kills a command")
+    parser.addoption("--kills-seed", type=int, default=0, help="of these moments")
+
+
 def pytest_collection_modifyitems(items):
     # The longest first, so that no worker is left with them at the end.
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
