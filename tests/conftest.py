@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,23 @@ def check_empty_batch(path):
             assert path == "cuda" or not parameter.grad.any(), name
 
     return check
+
+
+@pytest.fixture
+def little_space():
+    """A context in which no file can get longer than a number of bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}

@@ -111,7 +111,7 @@ class CheckpointTrainer(nnUNetTrainer):
                 _read(path)
             except InputError as error:
                 # Not taken by itself: it may be hundreds of epochs older, and --val would measure another model.
-                raise InputError(f"{error}. Replace it by a whole copy, or remove it. {self._way_on(path)}") from error
+                raise InputError(f"{error}. Replace it by a whole copy, or remove it. {self._way_on()}") from error
         super().load_checkpoint(filename_or_checkpoint)
         # nnU-Net writes checkpoint_latest before it looks whether the epoch was the best.
         self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
@@ -127,11 +127,9 @@ class CheckpointTrainer(nnUNetTrainer):
             f"learning_rate of {type(self).__name__}), then at half precision. {self._way_on()}"
         )
 
-    def _way_on(self, but: Path | None = None) -> str:
-        """What --c goes on from, if not from a certain checkpoint."""
+    def _way_on(self) -> str:
+        """What --c goes on from once checkpoints that are not whole are out of the way."""
         for path in (Path(str(self.output_folder), name) for name in _CHECKPOINTS):
-            if path == but or not path.is_file():
-                continue
             try:
                 epochs = _read(path)["current_epoch"]
             except (InputError, OSError):

@@ -85,7 +85,8 @@ def test_a_training_killed_at_random_moments_goes_on(warm, tiny, undisturbed, rn
         moment = rng.uniform(0, seconds)
         output, model = warm.train(901, TRAINER, *options, kill_after=moment, **tiny)
         done = "Mean Validation Dice" in output
-        print(f"killed after {moment:.2f} s:", "it was done" if done else output.splitlines()[-1:])
+        unfinished = [path.name for path in (model / "fold_0").glob(".*.unfinished")]
+        print(f"killed after {moment:.2f} s:", "it was done" if done else output.splitlines()[-1:], *unfinished)
         if done and state(model) == expected:
             shutil.rmtree(model)
             options = []
