@@ -75,8 +75,16 @@ class CheckpointTrainer(nnUNetTrainer):
         """
         super().on_train_epoch_end(train_outputs)
         self._check_weights()
-        if not np.isfinite([outputs["loss"] for outputs in train_outputs]).any():
-            raise self._diverged("the training loss was not finite in any iteration")
+        self._check_losses("training", train_outputs)
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """Ends the epoch's validation as nnU-Net does.
+
+        Raises:
+            FloatingPointError: if no iteration had a finite loss, as with weights that are finite, but huge.
+        """
+        super().on_validation_epoch_end(val_outputs)
+        self._check_losses("validation", val_outputs)
 
     def save_checkpoint(self, filename: str) -> None:
         """Writes a checkpoint; the earlier one of this name stays until it is whole.
@@ -119,6 +127,10 @@ class CheckpointTrainer(nnUNetTrainer):
     def _check_weights(self) -> None:
         if not _finite(self.network.state_dict()):
             raise self._diverged("the weights became NaN or inf")
+
+    def _check_losses(self, of: str, outputs: list[dict]) -> None:
+        if not any(np.isfinite(each["loss"]).all() for each in outputs):
+            raise self._diverged(f"the {of} loss was not finite in any iteration")
 
     def _diverged(self, what: str, where: str = "") -> FloatingPointError:
         return FloatingPointError(

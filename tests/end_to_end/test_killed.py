@@ -114,6 +114,17 @@ def test_a_checkpoint_that_is_cut_short_is_told(warm, tiny):
     shutil.rmtree(model)
 
 
+def test_a_training_that_diverged_goes_on_from_a_finite_checkpoint(warm, tiny, undisturbed):
+    """In an epoch at whose end a checkpoint is due."""
+    output, model = warm.train(901, TRAINER, TINY_DIVERGES_IN="14", returncode=1, **tiny)
+    assert "FloatingPointError: the validation loss was not finite in any iteration in epoch 14" in output
+    assert "--c then goes on from checkpoint_latest.pth, which is whole and finite, after 10 epochs" in output
+    output, _ = warm.train(901, TRAINER, "--c", **tiny)
+    assert "Epoch 10\n" in output and "Epoch 9\n" not in output
+    assert state(model) == undisturbed[0]
+    shutil.rmtree(model)
+
+
 def content(folder: Path) -> dict[str, object]:
     """What nnU-Net reads of preprocessed cases; how it is compressed differs from time to time."""
     return {

@@ -244,6 +244,14 @@ def test_weights_that_the_last_iteration_ruins_stop_the_training(trainer):
         trainer.on_train_epoch_end(outputs)
 
 
+def test_a_validation_without_a_finite_loss_stops_the_training(trainer):
+    counts = {name: np.ones(2) for name in ("tp_hard", "fp_hard", "fn_hard")}
+    nan, one = ({"loss": np.array(value), **counts} for value in (float("nan"), 1.0))
+    trainer.on_validation_epoch_end([nan, one])
+    with pytest.raises(FloatingPointError, match="the validation loss was not finite in any iteration in epoch 0"):
+        trainer.on_validation_epoch_end([nan, nan])
+
+
 def test_weights_that_are_not_finite_are_never_written(trainer):
     path = save(trainer, "latest", 50)
     before = path.read_bytes()

@@ -72,13 +72,21 @@ _save = torch.save
 
 
 class nnUNetTrainerDeconverTinyKilled(nnUNetTrainerDeconverTinyLong):
-    """Dies in the middle of the file that TINY_DIES_WRITING names, after so many epochs: "checkpoint_latest.pth 10"."""
+    """Dies in the middle of the file that TINY_DIES_WRITING names, after so many epochs: "checkpoint_latest.pth 10".
+
+    In the epoch that TINY_DIVERGES_IN names, its weights become huge.
+    """
 
     epochs = 20
 
     def on_train_start(self):
         super().on_train_start()
         self.save_every = 5
+
+    def train_step(self, batch):
+        if os.environ.get("TINY_DIVERGES_IN") == str(self.current_epoch):
+            self.optimizer.param_groups[0]["lr"] = 1e30
+        return super().train_step(batch)
 
     def save_checkpoint(self, filename):
         dies = os.environ.get("TINY_DIES_WRITING") == f"{Path(filename).name} {self.current_epoch + 1}"
