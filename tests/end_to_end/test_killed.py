@@ -55,6 +55,13 @@ def undisturbed(warm, tiny):
     return expected, seconds
 
 
+@pytest.fixture(autouse=True)
+def no_model(warm, undisturbed):
+    """No test begins with the model of another."""
+    yield
+    shutil.rmtree(warm.results / "Dataset901_Tiny" / f"{TRAINER}__tinyPlans__3d_fullres", ignore_errors=True)
+
+
 @pytest.fixture
 def rng(request):
     seed = request.config.getoption("kills_seed")
@@ -74,7 +81,6 @@ def test_a_training_killed_while_it_writes_goes_on(warm, tiny, undisturbed):
     assert "Epoch 15\n" in output and "Epoch 14\n" not in output
     assert not list((model / "fold_0").glob(".*.unfinished"))
     assert state(model) == undisturbed[0]
-    shutil.rmtree(model)
 
 
 def test_a_training_killed_at_random_moments_goes_on(warm, tiny, undisturbed, rng, request):
@@ -87,7 +93,8 @@ def test_a_training_killed_at_random_moments_goes_on(warm, tiny, undisturbed, rn
         done = "Mean Validation Dice" in output
         unfinished = [path.name for path in (model / "fold_0").glob(".*.unfinished")]
         print(f"killed after {moment:.2f} s:", "it was done" if done else output.splitlines()[-1:], *unfinished)
-        if done and state(model) == expected:
+        if done:
+            assert state(model) == expected
             shutil.rmtree(model)
             options = []
             continue
@@ -96,7 +103,6 @@ def test_a_training_killed_at_random_moments_goes_on(warm, tiny, undisturbed, rn
         options = ["--c"]
     warm.train(901, TRAINER, "--c", **tiny)
     assert state(model) == expected
-    shutil.rmtree(model)
 
 
 def test_a_checkpoint_that_is_cut_short_is_told(warm, tiny):
@@ -111,7 +117,6 @@ def test_a_checkpoint_that_is_cut_short_is_told(warm, tiny):
     latest.unlink()
     output, _ = warm.train(901, TRAINER, "--c", TINY_DIES_IN=str(epochs), returncode=-9, **tiny)
     assert f"Epoch {epochs}\n" in output and f"Epoch {epochs - 1}\n" not in output
-    shutil.rmtree(model)
 
 
 def test_a_training_that_diverged_goes_on_from_a_finite_checkpoint(warm, tiny, undisturbed):
@@ -122,7 +127,6 @@ def test_a_training_that_diverged_goes_on_from_a_finite_checkpoint(warm, tiny, u
     output, _ = warm.train(901, TRAINER, "--c", **tiny)
     assert "Epoch 10\n" in output and "Epoch 9\n" not in output
     assert state(model) == undisturbed[0]
-    shutil.rmtree(model)
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -145,3 +149,20 @@ def test_preprocessing_killed_at_random_moments_is_done_by_calling_it_again(warm
         print(f"killed after {moment:.2f} s: {len(list(folder.glob('*')))} files")
     warm.run(*command)
     assert content(folder) == expected
+
+
+def test_planning_killed_at_random_moments_leaves_whole_plans_or_none(warm, rng, request):
+    command = ["nnunet-deconver", "plan", "-d", 901, "--gpu-memory", 1, "--plans-name", "killedPlans"]
+    path = warm.plans(901, "killedPlans")
+    began = time.monotonic()
+    warm.run(*command)
+    seconds, expected = time.monotonic() - began, path.read_text()
+    for _ in range(request.config.getoption("kills")):
+        path.unlink(missing_ok=True)
+        moment = rng.uniform(0, seconds)
+        warm.run(*command, kill_after=moment)
+        print(f"killed after {moment:.2f} s: {'plans' if path.exists() else 'none'}")
+        assert not path.exists() or path.read_text() == expected
+    warm.run(*command)
+    assert path.read_text() == expected
+    path.unlink()
