@@ -1,4 +1,4 @@
-"""Random files, random kills and random problems until the time is up: what `make test` tries with few examples, with many.
+"""Random files, kills and problems until the time is up: what `make test` tries with few examples, with many.
 
     python tools/soak.py --minutes 60 --seed 1
 
