@@ -1,7 +1,6 @@
 """Checkpoints that a training can be continued from: whole whenever it was killed, and finite."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +13,24 @@ from nnunet_deconver.files import remove_unfinished, written_whole
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
-def _finite(tensors: dict[str, Any]) -> bool:
-    return all(bool(torch.isfinite(each).all()) for each in tensors.values())
-
-
 def _read(path: Path) -> dict:
     """A checkpoint, from which a training can go on.
 
     Raises:
-        InputError: if it is cut short, or holds weights that are not finite.
+        InputError: if it is cut short, or holds weights that are NaN.
     """
     try:
         # As nnU-Net reads what its training wrote.
         checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        finite = _finite(checkpoint["network_weights"])
+        # Buffers are among them, such as the -inf of a mask.
+        diverged = any(bool(torch.isnan(each).any()) for each in checkpoint["network_weights"].values())
     except OSError:  # nothing is known about the content
         raise
     except Exception as error:  # of a file that is cut short, any
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: is cut short or damaged ({type(error).__name__}: {reason})") from error
-    if not finite:
-        raise InputError(f"{path}: holds weights that are NaN or inf, as of a training that diverged")
+    if diverged:
+        raise InputError(f"{path}: holds weights that are NaN, as of a training that diverged")
     return checkpoint
 
 
@@ -111,7 +107,7 @@ class CheckpointTrainer(nnUNetTrainer):
         """Loads a checkpoint as nnU-Net does.
 
         Raises:
-            InputError: if it is cut short or not finite; the message names the one before.
+            InputError: if it is cut short or NaN; the message names the one before.
         """
         if isinstance(filename_or_checkpoint, str):
             path = Path(filename_or_checkpoint)
@@ -125,7 +121,7 @@ class CheckpointTrainer(nnUNetTrainer):
         self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
 
     def _check_weights(self) -> None:
-        if not _finite(self.network.state_dict()):
+        if not all(bool(torch.isfinite(each).all()) for each in self.network.parameters()):
             raise self._diverged("the weights became NaN or inf")
 
     def _check_losses(self, of: str, outputs: list[dict]) -> None:
@@ -146,5 +142,5 @@ class CheckpointTrainer(nnUNetTrainer):
                 epochs = _read(path)["current_epoch"]
             except (InputError, OSError):
                 continue
-            return f"--c then goes on from {path.name}, which is whole and finite, after {epochs} epochs"
+            return f"--c then goes on from {path.name}, which is whole, after {epochs} epochs"
         return "There is no whole checkpoint to go on from: start again, without --c"

@@ -113,7 +113,7 @@ def test_a_checkpoint_that_is_cut_short_is_told(warm, tiny):
     output, _ = warm.train(901, TRAINER, "--c", returncode=1, **tiny)
     epochs = torch.load(model / "fold_0" / "checkpoint_best.pth", weights_only=False)["current_epoch"]
     assert f"InputError: {latest}: is cut short or damaged" in output
-    assert f"--c then goes on from checkpoint_best.pth, which is whole and finite, after {epochs} epochs" in output
+    assert f"--c then goes on from checkpoint_best.pth, which is whole, after {epochs} epochs" in output
     latest.unlink()
     output, _ = warm.train(901, TRAINER, "--c", TINY_DIES_IN=str(epochs), returncode=-9, **tiny)
     assert f"Epoch {epochs}\n" in output and f"Epoch {epochs - 1}\n" not in output
@@ -123,7 +123,7 @@ def test_a_training_that_diverged_goes_on_from_a_finite_checkpoint(warm, tiny, u
     """In an epoch at whose end a checkpoint is due."""
     output, model = warm.train(901, TRAINER, TINY_DIVERGES_IN="14", returncode=1, **tiny)
     assert "FloatingPointError: the validation loss was not finite in any iteration in epoch 14" in output
-    assert "--c then goes on from checkpoint_latest.pth, which is whole and finite, after 10 epochs" in output
+    assert "--c then goes on from checkpoint_latest.pth, which is whole, after 10 epochs" in output
     output, _ = warm.train(901, TRAINER, "--c", **tiny)
     assert "Epoch 10\n" in output and "Epoch 9\n" not in output
     assert state(model) == undisturbed[0]

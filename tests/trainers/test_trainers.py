@@ -263,6 +263,13 @@ def test_weights_that_are_not_finite_are_never_written(trainer):
     assert names(trainer) == ["checkpoint_latest.pth"]
 
 
+def test_a_mask_of_inf_is_no_weight(trainer):
+    trainer.network.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    trainer.on_train_epoch_end([trainer.train_step(batch())])
+    trainer.load_checkpoint(str(save(trainer, "latest", 50)))
+    assert trainer.current_epoch == 50
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(trainer, little_space):
     trainer.network.more = torch.nn.Parameter(torch.zeros(10_000))
     path = save(trainer, "latest", 50)
@@ -306,7 +313,7 @@ def test_a_checkpoint_of_a_diverged_training_is_told(trainer):
     content = torch.load(path, weights_only=False)
     content["network_weights"]["weight"][:] = float("nan")
     torch.save(content, path)
-    with pytest.raises(InputError, match=r"latest.pth: holds weights that are NaN .* checkpoint_best.pth, .* after 40"):
+    with pytest.raises(InputError, match=r"latest.pth: holds weights that are NaN, .* checkpoint_best.pth, .* after 40"):
         trainer.load_checkpoint(str(path))
 
 
