@@ -1,6 +1,5 @@
 """Files and folders that are read with an error one can act on, and written whole or not at all."""
 
-import glob
 import json
 import os
 import shutil
@@ -83,19 +82,29 @@ def written_whole(path: Path, mode: str = "w", **options: Any) -> Iterator[IO]:
         mode: of `open`.
         options: of `open`.
     """
-    # `unfinished_files` knows its name. Opened plainly, not with tempfile, whose files only their owner may read.
+    # `remove_unfinished` knows its name. Opened plainly, not with tempfile, whose files only their owner may read.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with unfinished.open(mode, **options) as file:
             yield file
+            # On the disk before the name is: a machine that fails in between keeps the earlier file.
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def unfinished_files(path: Path) -> list[Path]:
-    """What processes that were killed in `written_whole` left of a file, and what others are writing."""
-    return list(path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"))
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """Removes what a process that was killed in `written_whole` left; nobody may be writing there now.
+
+    Args:
+        folder: of the files.
+        name: of one of them, by default any.
+    """
+    for path in folder.glob(f".{name}.*.unfinished"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_deconver.files import written_whole
+from nnunet_deconver.files import read_json, written_whole
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_recipe, with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
@@ -33,6 +33,8 @@ ESTIMATE = "estimated_training_memory_GiB"
 
 # Memory targets in GiB by what they add to a name: those of nnU-Net's residual presets M, L and XL.
 MEMORY_TARGETS: dict[str, float] = {"": 8, "L": 24, "XL": 40}
+
+_CUT_SHORT = "plans that a killed command left cut short: remove them and plan again"
 
 # Files that nnU-Net keeps beside the plans.
 _OTHER_FILES = ("dataset", "dataset_fingerprint", "splits_final")
@@ -140,6 +142,7 @@ class PluginPlanner(_Planner):
 
         Raises:
             FileExistsError: if other plans of this name are there and `overwrite` is off.
+            InputError: if plans that are there already are not JSON.
         """
         recursive_fix_for_json_export(plans)
         plans[ESTIMATE] = {
@@ -153,7 +156,7 @@ class PluginPlanner(_Planner):
         plans = json.loads(json.dumps(plans))
         path = folder / f"{self.plans_identifier}.json"
         if path.is_file():
-            found = json.loads(path.read_text())
+            found = read_json(path, _CUT_SHORT)
             plans["configurations"] = found["configurations"] | plans["configurations"]
             if found == plans:
                 return
@@ -166,7 +169,7 @@ class PluginPlanner(_Planner):
         # A configuration that is preprocessed as that of the default plans uses the same data. Where those were never
         # made, they would come out as planned here, the low resolution aside, whose spacing depends on the patch.
         path = folder / f"{DEFAULT_PLANS}.json"
-        default = json.loads(path.read_text()) if path.is_file() else None
+        default = read_json(path, _CUT_SHORT) if path.is_file() else None
         as_default = (
             self.overwrite_target_spacing is None
             and not self.suppress_transpose

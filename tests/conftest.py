@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,11 @@ settings.register_profile(
     "soak", parent=settings.get_profile("fast"), max_examples=1000, derandomize=False, print_blob=True
 )
 settings.load_profile("fast")  # --hypothesis-profile, where there is one, is loaded later
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=1, help="random moments at which tests/end_to_end kills a command")
+    parser.addoption("--kills-seed", type=int, default=0, help="of these moments")
 
 
 def pytest_collection_modifyitems(items):
@@ -72,6 +78,23 @@ def check_empty_batch(path):
             assert path == "cuda" or not parameter.grad.any(), name
 
     return check
+
+
+@pytest.fixture
+def little_space():
+    """A context in which no file can get longer than a number of bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextmanager
+    def limit(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.files import made_whole, read_json, written_whole
+from nnunet_deconver.files import made_whole, read_json, remove_unfinished, written_whole
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,24 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     with written_whole(path, newline="") as file:
         file.write("all")
     assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("a.csv", "all")]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append((os.fstat(file).st_size, os.listdir(tmp_path))))
+    with written_whole(tmp_path / "a.csv") as file:
+        file.write("all")
+    ((size, (name,)),) = synced
+    assert (size, name[:6], name[-11:]) == (3, ".a.csv", ".unfinished")
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"a.csv", ".hidden", "b.unfinished", ".folder.unfinished"}
+    (tmp_path / ".folder.unfinished").mkdir()
+    for name in kept - {".folder.unfinished"} | {".a.csv.7.unfinished"}:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert set(os.listdir(tmp_path)) == kept
 
 
 def test_a_folder_is_made_whole_or_not_at_all(tmp_path):

@@ -1,11 +1,12 @@
-"""Random files and random problems until the time is up: what `make test` tries with few examples, with many.
+"""Random files, kills and problems until the time is up: what `make test` tries with few examples, with many.
 
     python tools/soak.py --minutes 60 --seed 1
 
 Each round takes the next seed: the property tests of the files that commands read (tests/test_properties.py) and of
-the layers (tests/test_layer_properties.py) with a thousand examples each, and the sweep of nonnegative deconvolution at
-the edge of float32 (benchmarks/numerics_sweep.py). A finding is printed with its seed and ends the run with status 1.
-With --out the rounds are written as CSV and JSON.
+the layers (tests/test_layer_properties.py) with a thousand examples each, commands killed at 20 random moments
+(tests/end_to_end/test_killed.py), and the sweep of nonnegative deconvolution at the edge of float32
+(benchmarks/numerics_sweep.py). A finding is printed with its seed and ends the run with status 1. With --out the rounds
+are written as CSV and JSON.
 """
 
 import argparse
@@ -17,14 +18,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS = 2000
+KILLS = 20
 
 
 def commands(seed: int) -> dict[str, list[str]]:
     """What a round runs, by name."""
-    properties = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-profile", "soak"]
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    properties = [*pytest, "--hypothesis-profile", "soak", f"--hypothesis-seed={seed}"]
     return {
-        "files": [*properties, f"--hypothesis-seed={seed}", "tests/test_properties.py"],
-        "layers": [*properties, f"--hypothesis-seed={seed}", "tests/test_layer_properties.py"],
+        "files": [*properties, "tests/test_properties.py"],
+        "layers": [*properties, "tests/test_layer_properties.py"],
+        "kills": [*pytest, "tests/end_to_end/test_killed.py", "--kills", str(KILLS), "--kills-seed", str(seed)],
         "numerics": ["benchmarks/numerics_sweep.py", "--problems", str(PROBLEMS), "--seed", str(seed)],
     }
 

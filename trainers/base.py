@@ -1,8 +1,6 @@
 """What the trainers of this package share, and how their variants are made."""
 
-import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -10,12 +8,13 @@ from nnunet_deconver.layers.common import ChecksDevice
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.recipes import EpochScheduler, Recipe
+from nnunet_deconver.trainers.checkpoints import CheckpointTrainer
 
 EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
 
 
-class ArchitectureTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with a network of this package, and stopping at the first loss that is not finite.
+class ArchitectureTrainer(CheckpointTrainer):
+    """nnU-Net's trainer with a network of this package.
 
     Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the
     plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed) and what nnU-Net sets in its
@@ -31,9 +30,6 @@ class ArchitectureTrainer(nnUNetTrainer):
     validation_iterations_per_epoch: int | None = None
     learning_rate: float | None = None
     decay: float | None = None
-
-    network: nn.Module
-    optimizer: torch.optim.Optimizer
 
     # nnU-Net reads the parameters' names off the signature and looks them up in its own: they have to be these.
     def __init__(
@@ -117,24 +113,6 @@ class ArchitectureTrainer(nnUNetTrainer):
             return super().configure_optimizers()
         optimizer = self.recipe.optimizer(self.network.parameters(), self.initial_lr, self.weight_decay)
         return optimizer, EpochScheduler(optimizer, self.initial_lr, self.num_epochs, self.recipe.schedule)
-
-    def train_step(self, batch: dict) -> dict:
-        """One iteration, as nnU-Net's.
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
-        """
-        outputs = super().train_step(batch)
-        if not np.isfinite(outputs["loss"]).all():
-            raise FloatingPointError(
-                f"the training loss became {float(outputs['loss'])} in epoch {self.current_epoch} (learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}), in a batch of the cases "
-                f"{', '.join(map(str, batch.get('keys', ['unknown'])))}. Look at these preprocessed cases for NaN or "
-                "inf, then at the learning rate (lower it: class attribute learning_rate of "
-                f"{type(self).__name__}), then at half precision. The checkpoints written so far are finite; "
-                "continue from them with --c"
-            )
-        return outputs
 
 
 def with_epoch_variants(*trainers: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:

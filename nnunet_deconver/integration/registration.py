@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.files import unfinished_files, written_whole
+from nnunet_deconver.files import remove_unfinished, written_whole
 from nnunet_deconver.integration.trainers import export_line
 
 # (folder in nnunetv2 that nnU-Net searches, file written there, module it re-exports)
@@ -108,8 +108,7 @@ def unregister(root: Path) -> list[Path]:
         if state == "foreign":
             continue
         try:
-            for unfinished in unfinished_files(path):  # of a `register` that was killed
-                unfinished.unlink(missing_ok=True)
+            remove_unfinished(path.parent, path.name)  # of a `register` that was killed
             # Bytecode of every Python that imported the file, not just of this one.
             for bytecode in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
                 bytecode.unlink(missing_ok=True)

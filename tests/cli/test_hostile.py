@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections import namedtuple
-from contextlib import contextmanager
 
 import pytest
 
@@ -271,23 +270,6 @@ def test_files_that_are_none(trained_model, cross_validated, capsys, tmp_path, k
         survived.append(f"cases.jsonl: {type(problem).__name__} {str(problem)[:300]}")
     assert not (tmp_path / "x").exists()
     assert not survived, "\n".join(survived)
-
-
-@pytest.fixture
-def little_space():
-    """A context in which no file can get longer than a number of bytes, as on a full disk."""
-    resource = pytest.importorskip("resource")
-
-    @contextmanager
-    def limit(size):
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-    return limit
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare", "figures", "summary", "upgrade", "export"])

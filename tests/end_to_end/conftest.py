@@ -96,22 +96,32 @@ class NnUNet:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
-    def run(self, command: str, *arguments, returncode=0, timeout=600, **variables) -> str:
-        """Runs a command of this environment and returns what it printed."""
+    def run(self, command: str, *arguments, returncode=0, timeout=600, kill_after=None, **variables) -> str:
+        """Runs a command of this environment and returns what it printed.
+
+        With kill_after, it and its workers are killed after so many seconds, unless it has succeeded by then.
+        """
         executable = str(Path(sys.executable).parent / command)
         # Into a file: workers of a process that died on purpose outlive it and would keep a pipe open.
         with tempfile.NamedTemporaryFile("w+") as log:
-            found = self._call([executable, *map(str, arguments)], self.environment | variables, log, timeout)
+            command_line = [executable, *map(str, arguments)]
+            found = self._call(command_line, self.environment | variables, log, timeout, kill_after)
             output = Path(log.name).read_text()
-        assert found == returncode, f"{command} {arguments} -> {found}\n{output[-5000:]}"
+        killed = kill_after is not None and found == -signal.SIGKILL
+        assert found == returncode or killed, f"{command} {arguments} -> {found}\n{output[-5000:]}"
         return output
 
-    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int) -> int:
+    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int, kill_after) -> int:
         process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            return process.wait(timeout)
+            return process.wait(timeout if kill_after is None else kill_after)
+        except subprocess.TimeoutExpired:
+            if kill_after is None:
+                raise
+            process.kill()
+            return process.wait()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -156,8 +166,9 @@ class WarmNnUNet(NnUNet):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._server = subprocess.Popen([sys.executable, str(script)], env=self.environment, text=True, **pipes)
 
-    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int) -> int:
+    def _call(self, command: list[str], environment: dict[str, str], log, timeout: int, kill_after) -> int:
         asked = {"command": command, "environment": environment, "log": log.name, "timeout": timeout}
+        asked["kill_after"] = kill_after
         self._server.stdin.write(json.dumps(asked) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())

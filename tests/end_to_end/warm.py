@@ -1,8 +1,9 @@
 """Runs commands in forks of a process that has imported nnU-Net, which takes longer than they do.
 
 Not imported but started. Reads a line of JSON for each command: "command", its path and arguments; "environment";
-"log", the file for what it prints; "timeout" in seconds. Answers with its exit code, negative for a signal. The
-processes that nnU-Net has spawned are forks too. Nothing of this package is imported before a command does so.
+"log", the file for what it prints; "timeout" in seconds; "kill_after", the seconds after which it and its workers are
+killed, or null. Answers with its exit code, negative for a signal. The processes that nnU-Net has spawned are forks
+too. Nothing of this package is imported before a command does so.
 """
 
 import contextlib
@@ -24,11 +25,15 @@ def main():
     multiprocessing.get_context = lambda method=None: fork
     gc.freeze()  # a fork that collects would copy all there is
     for line in sys.stdin:
-        process = fork.Process(target=run, kwargs=json.loads(line))
+        asked = json.loads(line)
+        kill_after = asked.pop("kill_after")
+        process = fork.Process(target=run, kwargs=asked)
         process.start()
-        process.join()
+        process.join(kill_after)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # where it has made no group of its own yet
+        process.join()
         print(process.exitcode, flush=True)
 
 

@@ -7,6 +7,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_deconver import plans as package
+from nnunet_deconver.errors import InputError
 from nnunet_deconver.networks.architecture import DECONVER, build_network
 from nnunet_deconver.plans import planners
 from nnunet_deconver.plans.memory import GIB, TrainingMemory
@@ -262,6 +263,22 @@ class TestSmallDataset:
         plans = json.loads(path.read_text())
         assert plans["configurations"]["3d_mine"] == {"inherits_from": "3d_fullres", "batch_size": 3}
         assert "segmentation_head" in plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+
+    def test_plans_that_cannot_be_written_leave_the_earlier_ones(self, dataset, little_space):
+        path = dataset / "mine.json"
+        path.write_text('{"configurations": {}}')
+        planner = make_planner("plain", None, None, 0.5)(850, plans_name="mine")
+        with little_space(1000), pytest.raises(OSError, match="large"):
+            planner.plan_experiment()
+        assert path.read_text() == '{"configurations": {}}'
+        assert not list(dataset.glob(".*"))
+
+    @pytest.mark.parametrize("name", ["mine", "nnUNetPlans"])
+    def test_plans_that_are_cut_short_are_told(self, dataset, name):
+        (dataset / f"{name}.json").write_text('{"configurations"')
+        planner = make_planner("plain", None, None, 0.5)(850, plans_name="mine")
+        with pytest.raises(InputError, match=rf"{name}\.json: is not JSON .* remove them and plan again"):
+            planner.plan_experiment()
 
     def test_a_target_too_small(self, dataset):
         with pytest.raises(ValueError, match=r"target of 0\.01 GiB is too small: .* batch size 2 takes .* raise"):

@@ -2,15 +2,18 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 import nnunet_deconver.trainers as trainers
+from nnunet_deconver.errors import InputError
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm, NormHead
 from nnunet_deconver.networks import Deconver, PlainConvUNet
 from nnunet_deconver.recipes import EpochScheduler
@@ -184,16 +187,163 @@ def test_a_device_that_lacks_an_operation_is_named_before_training(folders, monk
         trainer.initialize()
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(folders):
+@pytest.fixture
+def trainer(folders):
+    """A trainer of one weight, whose loss is that weight times the sum of what it sees."""
     trainer = make("nnUNetTrainerDeconver", folders)
-    trainer.network = torch.nn.Linear(1, 1)
-    trainer.optimizer, _ = trainer.configure_optimizers()
+    trainer.network = torch.nn.Linear(1, 1, bias=False)
+    trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     trainer.loss = lambda output, target: output.sum()
-    batch = {"data": torch.ones(1, 1), "target": torch.ones(1, 1), "keys": np.array(["case_7"])}
-    assert np.isfinite(trainer.train_step(batch)["loss"])
-    batch["data"] = torch.full((1, 1), float("nan"))
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 0 .*case_7.*learning rate.*--c"):
-        trainer.train_step(batch)
+    trainer.was_initialized = True
+    return trainer
+
+
+def batch(value=1.0):
+    return {"data": torch.full((1, 1), value), "target": torch.ones(1, 1), "keys": np.array(["case_7"])}
+
+
+def save(trainer, name, epochs):
+    path = f"{trainer.output_folder}/checkpoint_{name}.pth"
+    trainer.current_epoch = epochs - 1
+    trainer.save_checkpoint(path)
+    return Path(path)
+
+
+def names(trainer):
+    return sorted(path.name for path in Path(trainer.output_folder).iterdir() if "checkpoint" in path.name)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(trainer):
+    assert np.isfinite(trainer.train_step(batch())["loss"])
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 0 .*case_7.*learning rate.*start again, without --c"):
+        trainer.train_step(batch(float("nan")))
+
+
+def test_the_message_names_the_checkpoint_to_go_on_from(trainer):
+    save(trainer, "best", 40)
+    save(trainer, "latest", 50)
+    with pytest.raises(FloatingPointError, match=r"--c then goes on from checkpoint_latest.pth, .* after 50 epochs"):
+        trainer.train_step(batch(float("nan")))
+
+
+def test_an_iteration_that_the_gradient_scaler_skips_does_not_stop_the_training(trainer):
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    outputs = [trainer.train_step(batch(value)) for value in (1.0, float("nan"), 1.0)]
+    assert [bool(np.isfinite(each["loss"])) for each in outputs] == [True, False, True]
+    trainer.on_train_epoch_end(outputs)
+    outputs = [trainer.train_step(batch(float("inf"))) for _ in range(3)]
+    with pytest.raises(FloatingPointError, match="not finite in any iteration in epoch 0"):
+        trainer.on_train_epoch_end(outputs)
+
+
+def test_weights_that_the_last_iteration_ruins_stop_the_training(trainer):
+    trainer.network.weight.register_hook(lambda gradient: gradient * float("nan"))
+    outputs = [trainer.train_step(batch())]
+    assert np.isfinite(outputs[0]["loss"])
+    with pytest.raises(FloatingPointError, match="the weights became NaN or inf in epoch 0"):
+        trainer.on_train_epoch_end(outputs)
+
+
+def test_a_validation_without_a_finite_loss_stops_the_training(trainer):
+    counts = {name: np.ones(2) for name in ("tp_hard", "fp_hard", "fn_hard")}
+    nan, one = ({"loss": np.array(value), **counts} for value in (float("nan"), 1.0))
+    trainer.on_validation_epoch_end([nan, one])
+    with pytest.raises(FloatingPointError, match="the validation loss was not finite in any iteration in epoch 0"):
+        trainer.on_validation_epoch_end([nan, nan])
+
+
+def test_weights_that_are_not_finite_are_never_written(trainer):
+    path = save(trainer, "latest", 50)
+    before = path.read_bytes()
+    for value in (float("nan"), float("-inf")):
+        torch.nn.init.constant_(trainer.network.weight, value)
+        with pytest.raises(FloatingPointError, match=r"epoch 99 .* checkpoint_latest.pth, .* after 50 epochs"):
+            save(trainer, "latest", 100)
+    assert path.read_bytes() == before
+    assert names(trainer) == ["checkpoint_latest.pth"]
+
+
+def test_a_mask_of_inf_is_no_weight(trainer):
+    trainer.network.register_buffer("mask", torch.tensor([0.0, -float("inf")]))
+    trainer.on_train_epoch_end([trainer.train_step(batch())])
+    trainer.load_checkpoint(str(save(trainer, "latest", 50)))
+    assert trainer.current_epoch == 50
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_earlier_one(trainer, little_space):
+    trainer.network.more = torch.nn.Parameter(torch.zeros(10_000))
+    path = save(trainer, "latest", 50)
+    before = path.read_bytes()
+    for size in (0, 100, 1000, 20_000, len(before) - 1):
+        with little_space(size), pytest.raises(InputError, match=r"latest.pth: cannot be written .* after 50 epochs"):
+            save(trainer, "latest", 100)
+        assert path.read_bytes() == before
+        assert names(trainer) == ["checkpoint_latest.pth"]
+
+
+@pytest.mark.parametrize("reason", ["disable_checkpointing", "local_rank"])
+def test_who_writes_no_checkpoint_touches_none(trainer, reason):
+    path = save(trainer, "latest", 50)
+    before = path.read_bytes()
+    setattr(trainer, reason, 1)
+    save(trainer, "latest", 100)
+    assert path.read_bytes() == before
+
+
+def cut(path, length):
+    path.write_bytes(path.read_bytes()[:length])
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 1000, -1000, -1])
+def test_a_checkpoint_that_is_cut_short_is_told(trainer, length):
+    save(trainer, "best", 40)
+    path = save(trainer, "latest", 50)
+    cut(path, length)
+    message = r"latest.pth: is cut short or damaged .*remove it. --c then goes on from checkpoint_best.pth, .* after 40"
+    with pytest.raises(InputError, match=message):
+        trainer.load_checkpoint(str(path))
+    cut(path.with_name("checkpoint_best.pth"), length)
+    with pytest.raises(InputError, match=r"latest.pth: is cut short .* There is no whole checkpoint to go on from"):
+        trainer.load_checkpoint(str(path))
+
+
+def test_a_checkpoint_of_a_diverged_training_is_told(trainer):
+    save(trainer, "best", 40)
+    path = save(trainer, "latest", 50)
+    content = torch.load(path, weights_only=False)
+    content["network_weights"]["weight"][:] = float("nan")
+    torch.save(content, path)
+    with pytest.raises(
+        InputError, match=r"latest.pth: holds weights that are NaN, .* checkpoint_best.pth, .* after 40"
+    ):
+        trainer.load_checkpoint(str(path))
+
+
+def test_a_checkpoint_that_is_missing_is_called_so(trainer):
+    with pytest.raises(FileNotFoundError):
+        trainer.load_checkpoint(f"{trainer.output_folder}/checkpoint_best.pth")
+
+
+def test_nnunet_goes_on_from_the_checkpoint_that_the_message_names(trainer):
+    for name, epochs in (("best", 60), ("latest", 50), ("final", 100)):
+        save(trainer, name, epochs)
+    for name, epochs in (("final", 50), ("latest", 60)):
+        path = Path(trainer.output_folder) / f"checkpoint_{name}.pth"
+        cut(path, 100)
+        with pytest.raises(InputError, match=f"after {epochs} epochs"):
+            maybe_load_checkpoint(trainer, True, False)
+        path.unlink()
+        maybe_load_checkpoint(trainer, True, False)
+        assert trainer.current_epoch == epochs
+
+
+def test_the_best_epoch_is_known_after_going_on(trainer):
+    """nnU-Net writes checkpoint_latest before it notes that the epoch was the best."""
+    for epoch, dice in enumerate((0.2, 0.3)):
+        trainer.logger.log("mean_fg_dice", dice, epoch)
+    path = save(trainer, "latest", 2)
+    trainer.load_checkpoint(str(path))
+    assert trainer._best_ema == trainer.logger.get_value("ema_fg_dice", -1) > 0.2
 
 
 def broken_plans(**change):

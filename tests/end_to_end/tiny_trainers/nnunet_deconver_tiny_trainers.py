@@ -1,7 +1,10 @@
 """Trainers of a few iterations, for nnUNet_extTrainer."""
 
+import io
 import os
 import signal
+from pathlib import Path
+from unittest import mock
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -51,6 +54,44 @@ class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
         if os.environ.get("TINY_DIES_IN") == str(self.current_epoch):
             os.kill(os.getpid(), signal.SIGKILL)
         return outputs
+
+
+def _save_half_and_die(checkpoint, file):
+    content = io.BytesIO()
+    _save(checkpoint, content)
+    half = content.getvalue()[: content.tell() // 2]
+    if isinstance(file, str):
+        Path(file).write_bytes(half)
+    else:
+        file.write(half)
+        file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_save = torch.save
+
+
+class nnUNetTrainerDeconverTinyKilled(nnUNetTrainerDeconverTinyLong):
+    """Dies in the middle of the file that TINY_DIES_WRITING names, after so many epochs: "checkpoint_latest.pth 10".
+
+    In the epoch that TINY_DIVERGES_IN names, its weights become huge.
+    """
+
+    epochs = 20
+
+    def on_train_start(self):
+        super().on_train_start()
+        self.save_every = 5
+
+    def train_step(self, batch):
+        if os.environ.get("TINY_DIVERGES_IN") == str(self.current_epoch):
+            self.optimizer.param_groups[0]["lr"] = 1e30
+        return super().train_step(batch)
+
+    def save_checkpoint(self, filename):
+        dies = os.environ.get("TINY_DIES_WRITING") == f"{Path(filename).name} {self.current_epoch + 1}"
+        with mock.patch("torch.save", _save_half_and_die if dies else _save):
+            super().save_checkpoint(filename)
 
 
 class nnUNetTrainerDeconverTinyDiverging(_Tiny, nnUNetTrainerDeconver):
