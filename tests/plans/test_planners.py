@@ -265,12 +265,15 @@ class TestSmallDataset:
         assert "segmentation_head" in plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
 
     def test_plans_that_cannot_be_written_leave_the_earlier_ones(self, dataset, little_space):
+        self.identifiers(plans_name="mine")
         path = dataset / "mine.json"
-        path.write_text('{"configurations": {}}')
+        before = path.read_text()
         planner = make_planner("plain", None, None, 0.5)(850, plans_name="mine")
+        plans = json.loads(before)
+        plans["configurations"]["3d_mine"] = {"inherits_from": "3d_fullres", "batch_size": 3}
         with little_space(1000), pytest.raises(OSError, match="large"):
-            planner.plan_experiment()
-        assert path.read_text() == '{"configurations": {}}'
+            planner.save_plans(plans)
+        assert path.read_text() == before
         assert not list(dataset.glob(".*"))
 
     @pytest.mark.parametrize("name", ["mine", "nnUNetPlans"])
