@@ -146,7 +146,10 @@ def load_preset(name_or_path: str) -> Preset:
     errors = sorted(_VALIDATOR.iter_errors(entries), key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         where = ".".join(map(str, errors[0].absolute_path)) or "the file"
-        raise ValueError(f"preset {path} is not valid: {where}: {errors[0].message}")
+        problem = errors[0].message
+        if len(problem) > 1000:  # it may quote the whole file
+            problem = f"{problem[:500]} ... {problem[-200:]}"
+        raise ValueError(f"preset {path} is not valid: {where}: {problem}")
     preset = Preset(name=path.stem, **entries)
     try:
         _check(preset)

@@ -81,7 +81,7 @@ def report(splits: list[dict[str, list[str]]], values: Mapping[str, float | str]
     rows = []
     for fold, split in enumerate(splits):
         chosen = [values[case] for case in split["val"]]
-        if are_measured(values.values()):
+        if are_measured(values.values(), len(splits)):
             described = f"{sum(map(float, chosen)) / len(chosen):.4g} on average"
         else:
             counts = Counter(value if isinstance(value, str) else f"{value:g}" for value in chosen)

@@ -14,15 +14,15 @@ from nnunet_deconver.files import check_is_file, read_json, written_whole
 
 Splits = list[dict[str, list[str]]]
 
-# Numbers of more values than this are binned, into as many bins at most.
+# Numbers are binned into as many bins at most.
 BINS = 10
 
 
 def stratified_splits(values: Mapping[str, float | str], folds: int = 5, seed: int = 12345) -> Splits:
     """Folds in which a value is distributed as in the whole dataset.
 
-    Numbers of more than `BINS` different values are put into bins of equally many cases first; other values are
-    classes. scikit-learn's StratifiedKFold makes the folds, shuffled.
+    Numbers are put into bins of equally many cases first, unless they have few different values (`are_measured`); other
+    values are classes. scikit-learn's StratifiedKFold makes the folds, shuffled.
 
     Args:
         values: by case.
@@ -53,16 +53,21 @@ def stratified_splits(values: Mapping[str, float | str], folds: int = 5, seed: i
     return [{"train": [cases[i] for i in train], "val": [cases[i] for i in val]} for train, val in parts]
 
 
-def are_measured(values: Collection[float | str]) -> bool:
-    """Whether values are numbers to be binned, rather than classes."""
-    return len(set(values)) > BINS and not any(isinstance(value, str) for value in values)
+def are_measured(values: Collection[float | str], folds: int) -> bool:
+    """Whether values are numbers to be binned, rather than classes, of which there are at most as many as bins."""
+    return len(set(values)) > _bins(values, folds) and not any(isinstance(value, str) for value in values)
+
+
+def _bins(values: Collection[float | str], folds: int) -> int:
+    # At least one case in each bin for each fold.
+    return max(1, min(BINS, len(values) // folds))
 
 
 def _strata(values: list[float | str], folds: int) -> list[str]:
-    if not are_measured(values):
+    if not are_measured(values, folds):
         return [str(value) for value in values]
     numbers = [float(value) for value in values]
-    bins = max(1, min(BINS, len(numbers) // folds))
+    bins = _bins(values, folds)
     # Equal values are in one bin: that of the first of them.
     ranks = np.searchsorted(np.sort(numbers), numbers)
     return [str(rank * bins // len(numbers)) for rank in ranks.tolist()]

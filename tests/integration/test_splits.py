@@ -54,6 +54,12 @@ def test_few_numbers_are_classes():
     assert all(sum(values[case] for case in split["val"]) == 1 for split in stratified_splits(values, 5))
 
 
+def test_few_cases_are_one_bin():
+    """Eight volumes for eight folds are no eight classes."""
+    splits = stratified_splits(volumes(8), 8)
+    assert sorted(split["val"] for split in splits) == [[case] for case in sorted(volumes(8))]
+
+
 def test_the_seed_decides():
     assert stratified_splits(volumes(), seed=1) == stratified_splits(volumes(), seed=1)
     assert stratified_splits(volumes(), seed=1) != stratified_splits(volumes(), seed=2)
