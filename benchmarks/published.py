@@ -19,63 +19,56 @@ import torch
 from recording import record
 from torch import nn
 
-from nnunet_deconver.networks import Deconver
+from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.plans.cost import PredictionCost, prediction_cost
+from nnunet_deconver.plans.presets import load_preset
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A network of the paper (arXiv 2504.00302, section IV-A), and what its tables print of it.
+    """A network of the paper (arXiv 2504.00302, section IV-A).
 
     Attributes:
         name: what it is called in the documents.
-        channels: of the image, and of the output.
-        spatial_dims: 2 or 3.
-        width: channels of the first stage.
-        stages: number of them.
-        table: of the paper.
-        parameters_M: as printed there.
-        kflops: likewise, per voxel or pixel.
-        kernel_size: of the deconvolutions.
-        source_ratio: channels of the source per channel.
-        groups: of the deconvolutions; None for one per channel.
+        preset: name of its preset, which has what the paper's tables print of it.
     """
 
     name: str
-    channels: tuple[int, int]
-    spatial_dims: int
-    width: int
-    stages: int
-    table: str
-    parameters_M: float
-    kflops: float
-    kernel_size: int = 3
-    source_ratio: int = 4
-    groups: int | None = None
+    preset: str
 
     @property
-    def features(self) -> list[int]:
-        """Channels of each stage."""
-        return [min(self.width * 2**stage, 512) for stage in range(self.stages)]
+    def published(self) -> dict:
+        """As printed, in strings."""
+        return load_preset(self.preset).published
 
     @property
-    def strides(self) -> list[int]:
-        """Strides of each stage."""
-        return [1] + [2] * (self.stages - 1)
+    def channels(self) -> tuple[int, int]:
+        """Of the image, and of the output."""
+        preset = load_preset(self.preset)
+        return preset.input_channels, preset.num_classes
+
+    @property
+    def architecture(self) -> dict:
+        """Entry as in a plans file."""
+        return load_preset(self.preset).architecture
+
+    @property
+    def arch_kwargs(self) -> dict:
+        """Its arguments of the network."""
+        return self.architecture["arch_kwargs"]
 
 
-ISLES, BRATS, GLAS = ((2, 1), 3, 64, 4), ((4, 3), 3, 32, 5), ((3, 1), 2, 32, 6)
 CONFIGURATIONS = [
-    Configuration("ISLES'22: 3D, 64 features, 4 stages, kernels of 3, ratio 4", *ISLES, "I", 10.5, 607.0),
-    Configuration("ISLES'22, ratio 2", *ISLES, "IV", 8.7, 486.2, source_ratio=2),
-    Configuration("ISLES'22, ratio 1", *ISLES, "IV", 7.8, 425.8, source_ratio=1),
-    Configuration("ISLES'22, 8 groups", *ISLES, "V", 16.18, 607.1, groups=8),
-    Configuration("ISLES'22, 1 group", *ISLES, "V", 57.21, 607.4, groups=1),
-    Configuration("ISLES'22, kernels of 5", *ISLES, "I", 11.0, 607.0, kernel_size=5),
-    Configuration("BraTS'23: 3D, 32 features, 5 stages, kernels of 3", *BRATS, "II", 10.6, 167.5),
-    Configuration("BraTS'23, kernels of 5", *BRATS, "II", 11.0, 167.5, kernel_size=5),
-    Configuration("GlaS, FIVES: 2D, 32 features, 6 stages, kernels of 3", *GLAS, "III", 20.6, 422.8),
-    Configuration("GlaS, FIVES, kernels of 5", *GLAS, "III", 20.8, 422.8, kernel_size=5),
+    Configuration("ISLES'22: 3D, 64 features, 4 stages, kernels of 3, ratio 4", "isles22"),
+    Configuration("ISLES'22, ratio 2", "isles22-r2"),
+    Configuration("ISLES'22, ratio 1", "isles22-r1"),
+    Configuration("ISLES'22, 8 groups", "isles22-g8"),
+    Configuration("ISLES'22, 1 group", "isles22-g1"),
+    Configuration("ISLES'22, kernels of 5", "isles22-k5"),
+    Configuration("BraTS'23: 3D, 32 features, 5 stages, kernels of 3", "brats23"),
+    Configuration("BraTS'23, kernels of 5", "brats23-k5"),
+    Configuration("GlaS, FIVES: 2D, 32 features, 6 stages, kernels of 3", "glas"),
+    Configuration("GlaS, FIVES, kernels of 5", "glas-k5"),
 ]
 
 
@@ -84,22 +77,12 @@ def count(configuration: Configuration) -> PredictionCost:
     """What this package's network costs on patches of 64 voxels along each axis; one head, as the paper counts."""
     built = []
 
-    def build() -> Deconver:
-        inputs, outputs = configuration.channels
-        network = Deconver(
-            inputs,
-            configuration.stages,
-            configuration.features,
-            {2: nn.Conv2d, 3: nn.Conv3d}[configuration.spatial_dims],
-            configuration.kernel_size,
-            configuration.strides,
-            outputs,
-            source_ratio=configuration.source_ratio,
-            ndc_groups=configuration.groups,
-            backend="plain",  # takes any number of groups; the others count the same
-        )
-        built.append(network)
-        return network
+    def build() -> nn.Module:
+        # The plain path takes any number of groups; the others count the same.
+        entry = configuration.architecture
+        entry = entry | {"arch_kwargs": entry["arch_kwargs"] | {"backend": "plain"}}
+        built.append(build_network(entry, *configuration.channels, deep_supervision=False))
+        return built[-1]
 
     cost = prediction_cost(build, configuration.channels[0], size(configuration))
     return PredictionCost(cost.parameters - lower_heads(built[0]), cost.flops, cost.ndc_flops)
@@ -112,7 +95,7 @@ def lower_heads(network: nn.Module) -> int:
 
 def size(configuration: Configuration) -> list[int]:
     """The patch that is counted; FLOPs per voxel do not depend on it."""
-    return [64] * configuration.spatial_dims
+    return [64] * load_preset(configuration.preset).dimension
 
 
 def kflops(configuration: Configuration) -> tuple[float, float]:
@@ -121,22 +104,43 @@ def kflops(configuration: Configuration) -> tuple[float, float]:
     return (cost.flops - cost.ndc_flops) / voxels / 1e3, cost.flops / voxels / 1e3
 
 
+def papers_kflops(configuration: Configuration) -> float:
+    """K FLOPs per voxel as the paper counts, which does not say how.
+
+    What it prints comes out, in all ten rows, where to those without the convolutions inside the updates are added, in
+    each block, 30 + 6 R for each channel of each voxel (norms, activations, quotients), and 2 for each weight of its
+    filter, which are counted once for a patch of 64 voxels along each axis.
+    """
+    kwargs = configuration.arch_kwargs
+    features, ratio = kwargs["features_per_stage"], kwargs["source_ratio"]
+    voxels, added = math.prod(size(configuration)), 0.0
+    stages = range(len(features))
+    for stage in (*stages, *stages[:-1]):  # one block in each of the encoder and the decoder
+        channels = features[stage]
+        stage_voxels = voxels / math.prod(math.prod(stride) for stride in kwargs["strides"][: stage + 1])
+        filter_weights = channels * ratio * channels // kwargs.get("ndc_groups", channels)
+        filter_weights *= math.prod(kwargs["kernel_sizes"][stage])
+        added += (30 + 6 * ratio) * channels * stage_voxels + 2 * filter_weights
+    return kflops(configuration)[0] + added / voxels / 1e3
+
+
 def authors_parameters(configuration: Configuration) -> int:
     """Parameters of the network that the authors' code builds."""
     from deconver import Deconver as TheirDeconver
 
+    kwargs, rank = configuration.arch_kwargs, load_preset(configuration.preset).dimension
     with torch.device("meta"):
         network = TheirDeconver(
             *configuration.channels,
-            spatial_dims=configuration.spatial_dims,
-            encoder_depth=(1,) * configuration.stages,
-            encoder_width=tuple(configuration.features),
-            strides=tuple(configuration.strides),
-            decoder_depth=(1,) * (configuration.stages - 1),
-            norm={2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[configuration.spatial_dims],
-            kernel_size=(configuration.kernel_size,) * configuration.spatial_dims,
-            groups=configuration.groups or -1,
-            ratio=configuration.source_ratio,
+            spatial_dims=rank,
+            encoder_depth=(1,) * kwargs["n_stages"],
+            encoder_width=tuple(kwargs["features_per_stage"]),
+            strides=tuple(stride[0] for stride in kwargs["strides"]),
+            decoder_depth=(1,) * (kwargs["n_stages"] - 1),
+            norm={2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[rank],
+            kernel_size=tuple(kwargs["kernel_sizes"][0]),
+            groups=kwargs.get("ndc_groups", -1),
+            ratio=kwargs["source_ratio"],
         )
     return sum(p.numel() for p in network.parameters())
 
@@ -156,10 +160,10 @@ def main():
                 "configuration": configuration.name,
                 "parameters": count(configuration).parameters,
                 "authors_parameters": authors_parameters(configuration),
-                "printed_parameters_M": configuration.parameters_M,
+                "printed_parameters_M": configuration.published["parameters_M"],
                 "kFLOPs_per_voxel_without_updates": round(without, 1),
                 "kFLOPs_per_voxel": round(with_updates, 1),
-                "printed_kFLOPs_per_voxel": configuration.kflops,
+                "printed_kFLOPs_per_voxel": configuration.published["kflops_per_voxel"],
             }
         )
     git = ["git", "-C", args.authors, "rev-parse", "--short", "HEAD"]

@@ -27,6 +27,11 @@ def adamw(parameters: Iterable[nn.Parameter], learning_rate: float, decay: float
     return torch.optim.AdamW(parameters, learning_rate, weight_decay=decay)
 
 
+def adam(parameters: Iterable[nn.Parameter], learning_rate: float, decay: float) -> Optimizer:
+    """Adam, whose weight decay is part of the gradient (L2), which keeps two numbers per parameter."""
+    return torch.optim.Adam(parameters, learning_rate, weight_decay=decay)
+
+
 def polynomial(epoch: int, num_epochs: int) -> float:
     """Factor on the learning rate: nnU-Net's polynomial decay.
 
@@ -41,7 +46,9 @@ def warmup_cosine(epoch: int, num_epochs: int) -> float:
     """Factor on the learning rate: linear warm-up from a tenth, then half a cosine to zero.
 
     The recipe of arXiv 2504.00302, section 4.1: warm-up over the first 1 % of the training, rounded to whole
-    epochs, so a training of fewer than 50 epochs has none.
+    epochs, so a training of fewer than 50 epochs has none. The paper says of it that "the learning rate was scaled by
+    10". A rate ten times the initial one would be another training; the authors' code raises it linearly, by the
+    factor of 10, to the initial rate, and so is it here.
 
     Args:
         epoch: from 0 to num_epochs - 1.
@@ -51,6 +58,28 @@ def warmup_cosine(epoch: int, num_epochs: int) -> float:
     if epoch < warmup:
         return WARMUP_START + (1 - WARMUP_START) * epoch / warmup
     return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (num_epochs - warmup)))
+
+
+def halved_three_times(epoch: int, num_epochs: int) -> float:
+    """Factor on the learning rate: halved at 50 %, 70 % and 90 % of the training.
+
+    The recipe of arXiv 2103.04020, section 3.2.
+
+    Args:
+        epoch: from 0 to num_epochs - 1.
+        num_epochs: length of the training.
+    """
+    return 0.5 ** sum(100 * epoch >= percent * num_epochs for percent in (50, 70, 90))
+
+
+def constant(epoch: int, num_epochs: int) -> float:
+    """Factor on the learning rate: 1 in every epoch.
+
+    Args:
+        epoch: from 0 to num_epochs - 1.
+        num_epochs: length of the training.
+    """
+    return 1.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +130,24 @@ RECIPES = {
         description="AdamW 1e-3, otherwise the same, for short trainings.",
         source="nnunet-deconver",
         learning_rate=1e-3,
+    ),
+    "nerd": Recipe(
+        "Adam",
+        "Adam 1e-3, weight decay 1e-6, halved at 50, 70 and 90 %.",
+        "arXiv 2103.04020",
+        1e-3,
+        1e-6,
+        adam,
+        halved_three_times,
+    ),
+    "dtc": Recipe(
+        "AdamWConstant",
+        "AdamW 1e-4, weight decay 1e-5, the rate constant: DTC's in 2D, which prints no schedule.",
+        "arXiv 2601.17939",
+        1e-4,
+        1e-5,
+        adamw,
+        constant,
     ),
 }
 

@@ -12,13 +12,19 @@ from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_deconver.files import read_json
+from nnunet_deconver.networks.backbones import BACKBONES, usual_recipe
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, PluginPlanner, make_planner
+from nnunet_deconver.recipes import RECIPES, Recipe
 
 _FOLDER = Path(__file__).parent
 # From this ratio on nnU-Net calls the spacings of two axes different, and kernels flat.
 _ANISOTROPIC = 2
+# What an epoch is to nnU-Net.
+ITERATIONS_PER_EPOCH = 250
+# What a preset does not take over from the one it derives from.
+_OWN = ("title", "published")
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,12 @@ class Preset:
         batch_size: likewise.
         architecture: entry as in a plans file; None where the stages are planned for the dataset.
         planned: then, arguments of `planners.make_planner`.
-        published: `parameters_M` and `kflops_per_voxel` as printed, where they are.
+        training: trainer and recipe, and the length as printed: `epochs` over `images` (`images_are` says which), or
+            `iterations`; None where the source prints none of it.
+        folds: their number, whether they are stratified, and which are trained; None where none are printed.
+        evaluation: what measures as the source does (`evaluate --like`), and on which images.
+        published: the row as printed, in strings (`table`, `parameters_M`, `kflops_per_voxel` or `gflops`, `scores`),
+            and the `reasons` why what is counted here differs.
     """
 
     name: str
@@ -53,12 +64,45 @@ class Preset:
     notes: Sequence[str] = ()
     architecture: dict | None = None
     planned: dict[str, Any] | None = None
-    published: dict[str, float] | None = None
+    training: dict[str, Any] | None = None
+    folds: dict[str, Any] | None = None
+    evaluation: dict[str, str] | None = None
+    published: dict[str, Any] | None = None
 
     @property
     def configuration(self) -> str:
         """nnU-Net's name of the configuration it plans."""
         return "3d_fullres" if self.dimension == 3 else "2d"
+
+    @property
+    def iterations(self) -> float | None:
+        """Length of the published training; None where it is not printed."""
+        if self.training is None:
+            return None
+        if "iterations" in self.training:
+            return self.training["iterations"]
+        assert self.batch_size is not None  # loading has checked it
+        return self.training["epochs"] * self.training["images"] / self.batch_size
+
+    @property
+    def nnunet_epochs(self) -> int | None:
+        """Likewise, in epochs of nnU-Net."""
+        return None if self.iterations is None else round(self.iterations / ITERATIONS_PER_EPOCH)
+
+    @property
+    def trainer_name(self) -> str | None:
+        """The trainer of that length; None where the source prints none."""
+        return None if self.training is None else f"{self.training['trainer']}_{self.nnunet_epochs}epochs"
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the network is trained with: what is printed, or what such networks usually are."""
+        if self.training is not None:
+            return RECIPES[self.training["recipe"]]
+        if self.architecture is not None:
+            return usual_recipe(self.architecture)
+        assert self.planned is not None  # the schema wants one of the two
+        return RECIPES[BACKBONES[self.planned["backbone"]].recipe]
 
     def planner(self, memory_target: float = MEMORY_TARGETS[""]) -> type[MemoryPlanner]:
         """The planner of this preset.
@@ -71,6 +115,7 @@ class Preset:
             "preset": self,
             "plans_name": plans_name,
             "memory_target": memory_target,
+            "recipe": self.recipe,
             "__doc__": self.title,
         }
         if self.architecture is None:
@@ -83,7 +128,9 @@ def load_preset(name_or_path: str) -> Preset:
     """Reads a preset.
 
     Args:
-        name_or_path: name of one of this package, or path of a JSON file of the same form.
+        name_or_path: name of one of this package, or path of a JSON file of the same form. A file with a `base` derives
+            from the preset of this package that it names: what it says replaces what that says, key by key, and title
+            and published numbers are its own.
 
     Raises:
         ValueError: if there is none, or it is not valid.
@@ -95,17 +142,40 @@ def load_preset(name_or_path: str) -> Preset:
         raise ValueError(
             f"preset {name_or_path!r} is neither one of {', '.join(preset_names())}, nor the path of a JSON file"
         )
-    entries = read_json(path, "a preset is a JSON file")
+    entries = _entries(path)
     errors = sorted(_VALIDATOR.iter_errors(entries), key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         where = ".".join(map(str, errors[0].absolute_path)) or "the file"
-        raise ValueError(f"preset {path} is not valid: {where}: {errors[0].message}")
+        problem = errors[0].message
+        if len(problem) > 1000:  # it may quote the whole file
+            problem = f"{problem[:500]} ... {problem[-200:]}"
+        raise ValueError(f"preset {path} is not valid: {where}: {problem}")
     preset = Preset(name=path.stem, **entries)
     try:
         _check(preset)
     except ValueError as error:
         raise ValueError(f"preset {path} is not valid: {error}") from error
     return preset
+
+
+def _entries(path: Path) -> dict:
+    """What a file says, with what the presets say that it derives from."""
+    entries = read_json(path, "a preset is a JSON file")
+    if "base" not in entries:
+        return entries
+    base = entries.pop("base")
+    if base not in preset_names():
+        raise ValueError(f"preset {path} is not valid: base {base!r} must be one of {', '.join(preset_names())}")
+    inherited = _entries(_FOLDER / "presets" / f"{base}.json")
+    return _merged({key: value for key, value in inherited.items() if key not in _OWN}, entries)
+
+
+def _merged(base: dict, changes: dict) -> dict:
+    """A dict with another's values in place of its own, dicts within merged alike."""
+    return base | {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in changes.items()
+    }
 
 
 def preset_names() -> list[str]:
@@ -122,6 +192,11 @@ def _check(preset: Preset) -> None:
     assert arch_kwargs is not None  # the schema wants one of the two
     UPSAMPLINGS.check(arch_kwargs.get("upsampling"))
     SEGMENTATION_HEADS.check(arch_kwargs.get("segmentation_head"))
+    if preset.training is not None:
+        if preset.training["recipe"] not in RECIPES:
+            raise ValueError(f"recipe {preset.training['recipe']!r} is unknown; known are {', '.join(RECIPES)}")
+        if "epochs" in preset.training and preset.batch_size is None:
+            raise ValueError("a training of so many epochs needs a batch_size; give its iterations instead")
     if preset.architecture is None:
         return
     check_trusted(preset.architecture, "architecture")
@@ -155,7 +230,12 @@ def misfits(preset: Preset, dataset_json: dict, num_heads: int, configuration: d
     channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
     if channels != preset.input_channels:
         found.append(f"the dataset has {channels} input channels, the preset's {preset.input_channels}")
-    if num_heads != preset.num_classes:
+    if preset.regions and (preset.num_classes, num_heads) == (1, 2):
+        found.append(
+            "the dataset has one class, for which nnU-Net has two outputs and a softmax: the same function as the "
+            "preset's one output with a sigmoid"
+        )
+    elif num_heads != preset.num_classes:
         found.append(f"the dataset needs {num_heads} output channels, the preset's {preset.num_classes}")
     shape = [round(size) for size in configuration["median_image_size_in_voxels"]]
     if any(patch > size for patch, size in zip(configuration["patch_size"], shape, strict=True)):

@@ -25,8 +25,12 @@ TYPED = {
 
 
 def typed_rows(text: str) -> list[list[str]]:
-    """Rows of tables outside generated blocks that hold a decimal number, in cells; addresses of links do not count."""
+    """Rows of tables outside generated blocks that hold a decimal number, in cells.
+
+    Addresses of links do not count, nor do numbers of sections.
+    """
     text = re.sub(r"<!-- generated: .*?<!-- end -->", "", text, flags=re.DOTALL)
+    text = re.sub(r"\bsections? \d\.\d( and \d\.\d)?", "section", text)
     rows = [
         [cell.strip() for cell in line.strip().strip("|").split("|")]
         for line in re.sub(r"\]\([^)]*\)", "]", text).splitlines()

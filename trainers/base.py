@@ -1,6 +1,10 @@
 """What the trainers of this package share, and how their variants are made."""
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import torch
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
@@ -9,21 +13,26 @@ from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
 from nnunet_deconver.recipes import EpochScheduler, Recipe
 from nnunet_deconver.trainers.checkpoints import CheckpointTrainer
+from nnunet_deconver.trainers.losses import SquaredDiceLoss
 
-EPOCHS = (1, 5, 10, 20, 50, 100, 250, 500, 750, 2000, 4000, 8000)
+EPOCHS = (1, 5, 10, 20, 50, 100, 250, 300, 500, 750, 2000, 4000, 8000)
 
 
 class ArchitectureTrainer(CheckpointTrainer):
     """nnU-Net's trainer with a network of this package.
 
     Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the
-    plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed) and what nnU-Net sets in its
-    constructor (None keeps the recipe's value, or nnU-Net's).
+    plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed), the loss and the heads that it sees,
+    and what nnU-Net sets in its constructor (None keeps the recipe's value, or nnU-Net's).
     """
 
     upsampling: dict | None = None
     segmentation_head: dict | None = None
     recipe: Recipe | None = None
+    # V-Net's Dice, whose denominator has squares, in place of nnU-Net's.
+    squared_dice: bool = False
+    # Off, the loss sees the head of the highest resolution alone; the others stay in the network, untrained.
+    deep_supervision: bool = True
 
     epochs: int | None = None
     iterations_per_epoch: int | None = None
@@ -51,6 +60,7 @@ class ArchitectureTrainer(CheckpointTrainer):
             if self.recipe and self.learning_rate is None
             else self.learning_rate,
             "weight_decay": self.recipe.decay if self.recipe and self.decay is None else self.decay,
+            "enable_deep_supervision": self.deep_supervision,
         }
         for name, value in chosen.items():
             if value is not None:
@@ -86,12 +96,16 @@ class ArchitectureTrainer(CheckpointTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Builds the network; nnU-Net calls this on the class, for training and for inference."""
-        return build_network(
+        network = build_network(
             cls.architecture(configuration_manager.configuration["architecture"]),
             num_input_channels,
             num_output_channels,
             deep_supervision=enable_deep_supervision,
         )
+        if not cls.deep_supervision:
+            # Distributed training waits for the gradient of each parameter that asks for one.
+            cast(Any, network).decoder.seg_layers[:-1].requires_grad_(False)
+        return network
 
     def initialize(self) -> None:
         """Initialises as nnU-Net does.
@@ -104,6 +118,17 @@ class ArchitectureTrainer(CheckpointTrainer):
             if isinstance(module, ChecksDevice):
                 module.check_device(self.device)
 
+    # Its class depends on labels and heads.
+    def _build_loss(self) -> Any:
+        # nnU-Net's loss, of which the Dice is exchanged: what else it does, for regions, an ignore label, several
+        # heads, stays.
+        loss: Any = super()._build_loss()
+        if self.squared_dice:
+            compound = loss.loss if isinstance(loss, DeepSupervisionWrapper) else loss
+            dice = SquaredDiceLoss.in_place_of(getattr(compound.dc, "_orig_mod", compound.dc))
+            compound.dc = torch.compile(dice) if self._do_i_compile() else dice
+        return loss
+
     # nnU-Net's types know its own optimizer and schedule alone.
     def configure_optimizers(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -115,25 +140,35 @@ class ArchitectureTrainer(CheckpointTrainer):
         return optimizer, EpochScheduler(optimizer, self.initial_lr, self.num_epochs, self.recipe.schedule)
 
 
-def with_epoch_variants(*trainers: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:
-    """The trainers and all their epoch variants by name, to be put into the namespace of their module."""
+def with_epoch_variants(
+    *trainers: type[ArchitectureTrainer], lengths: Iterable[int] = ()
+) -> dict[str, type[ArchitectureTrainer]]:
+    """The trainers and all their epoch variants by name, to be put into the namespace of their module.
+
+    Args:
+        trainers: the trainers.
+        lengths: see `epoch_variants`.
+    """
     named = {trainer.__name__: trainer for trainer in trainers}
     for trainer in trainers:
-        named |= epoch_variants(trainer)
+        named |= epoch_variants(trainer, lengths)
     return named
 
 
-def epoch_variants(trainer: type[ArchitectureTrainer]) -> dict[str, type[ArchitectureTrainer]]:
+def epoch_variants(
+    trainer: type[ArchitectureTrainer], lengths: Iterable[int] = ()
+) -> dict[str, type[ArchitectureTrainer]]:
     """The trainer in nnU-Net's usual lengths: `<name>_1epoch`, `<name>_5epochs`, ...
 
     Args:
         trainer: the trainer that the variants derive from.
+        lengths: in epochs, beside the usual.
 
     Returns:
         Classes by name, of the trainer's module (checkpoints name classes).
     """
     variants = {}
-    for epochs in EPOCHS:
+    for epochs in sorted({*EPOCHS, *lengths}):
         name = f"{trainer.__name__}_{epochs}epoch{'s' if epochs > 1 else ''}"
         variants[name] = type(
             name,

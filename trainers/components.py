@@ -1,5 +1,6 @@
-"""Trainers of nnU-Net's own networks with another upsampling or segmentation head, and nnU-Net's recipe."""
+"""Trainers of nnU-Net's own networks with another upsampling or segmentation head, and nnU-Net's recipe or NeRD's."""
 
+from nnunet_deconver.recipes import RECIPES
 from nnunet_deconver.trainers.base import ArchitectureTrainer, with_epoch_variants
 
 
@@ -45,6 +46,18 @@ class nnUNetTrainerNeRDc(ArchitectureTrainer):
     segmentation_head = {"name": "nerdc"}
 
 
+class nnUNetTrainerNeRDm_Adam(nnUNetTrainerNeRDm):
+    """NeRDm heads with the recipe of their paper (Adam 1e-3, halved at 50, 70 and 90 %)."""
+
+    recipe = RECIPES["nerd"]
+
+
+class nnUNetTrainerNeRDc_Adam(nnUNetTrainerNeRDc):
+    """NeRDc heads with the recipe of their paper (Adam 1e-3, halved at 50, 70 and 90 %)."""
+
+    recipe = RECIPES["nerd"]
+
+
 _TRAINERS = with_epoch_variants(
     nnUNetTrainerDTC,
     nnUNetTrainerDTC_rf1,
@@ -53,6 +66,8 @@ _TRAINERS = with_epoch_variants(
     nnUNetTrainerDTC_rfinf,
     nnUNetTrainerNeRDm,
     nnUNetTrainerNeRDc,
+    nnUNetTrainerNeRDm_Adam,
+    nnUNetTrainerNeRDc_Adam,
 )
 globals().update(_TRAINERS)
 __all__ = [*_TRAINERS]

@@ -34,6 +34,13 @@ class nnUNetTrainerDeconver_lr1e3(nnUNetTrainerDeconver):
     recipe = RECIPES["deconver_short"]
 
 
+class nnUNetTrainerDeconver_paper(nnUNetTrainerDeconver):
+    """Deconver as in the paper, but for the augmentation: squared Dice and cross-entropy, one head."""
+
+    squared_dice = True
+    deep_supervision = False
+
+
 class nnUNetTrainerDeconver_SGD(DeconverTrainer):
     """Deconver with nnU-Net's own recipe (SGD 1e-2, polynomial decay), for comparison."""
 
@@ -77,5 +84,7 @@ _TRAINERS = with_epoch_variants(
     nnUNetTrainerDeconverNorm,
     nnUNetTrainerDeconverNorm_lr1e3,
 )
+# Beside the usual lengths those that the paper's presets need.
+_TRAINERS |= with_epoch_variants(nnUNetTrainerDeconver_paper, lengths=(33, 160, 600))
 globals().update(_TRAINERS)
 __all__ = [*_TRAINERS]

@@ -17,6 +17,24 @@ def recipe_trainer(recipe: Recipe) -> type[ArchitectureTrainer]:
     )
 
 
-_TRAINERS = with_epoch_variants(*(recipe_trainer(each) for name, each in RECIPES.items() if name != "nnunet"))
+_BY_RECIPE = {name: recipe_trainer(each) for name, each in RECIPES.items() if name != "nnunet"}
+
+
+class nnUNetTrainer_Adam_1head(_BY_RECIPE["nerd"]):
+    """The plan's own network with NeRD's recipe and one head, as its paper trains."""
+
+    deep_supervision = False
+
+
+class nnUNetTrainer_AdamWConstant_1head(_BY_RECIPE["dtc"]):
+    """The plan's own network with DTC's recipe in 2D and one head, as its paper trains."""
+
+    deep_supervision = False
+
+
+# Beside the usual lengths those that the presets of the two papers need.
+_TRAINERS = with_epoch_variants(*_BY_RECIPE.values())
+_TRAINERS |= with_epoch_variants(nnUNetTrainer_Adam_1head, lengths=(64, 244))
+_TRAINERS |= with_epoch_variants(nnUNetTrainer_AdamWConstant_1head, lengths=(40,))
 globals().update(_TRAINERS)
 __all__ = [*_TRAINERS]

@@ -26,7 +26,7 @@ def source(name: str) -> str:
         for component in components.choices.values()
     }
     found = [text for label, text in sources.items() if label in name]
-    found += [recipe.source for recipe in RECIPES.values() if name == f"_{recipe.label}"]
+    found += [recipe.source for recipe in RECIPES.values() if f"{name}_".startswith(f"_{recipe.label}_")]
     return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 
 

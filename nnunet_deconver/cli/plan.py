@@ -41,7 +41,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="nnunet, deconver or deconver_short: what it will be trained with; default: what the backbone usually is",
+        help="nnunet, deconver, deconver_short, nerd or dtc: what it will be trained with; default: what the backbone "
+        "usually is",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="a published configuration (see `list`), or a file like theirs"
@@ -148,6 +149,7 @@ def report(
     """
     from nnunet_deconver.networks.backbones import recipe_trainer_name
     from nnunet_deconver.plans.planners import ESTIMATE
+    from nnunet_deconver.plans.reproduction import commands, printed_row, training_length
 
     def sizes(values: Iterable[float]) -> str:
         return " x ".join(f"{value:.4g}" for value in values)
@@ -170,10 +172,13 @@ def report(
         )
     lines = [table(rows), ""]
     if preset is not None:
-        configuration = own[preset.configuration]
-        lines += [f"{preset.name}: {preset.title}", f"    source: {preset.source['network']}"]
+        lines += [f"{preset.name}: {preset.title}"]
+        lines += [f"    {what}: {preset.source[what]}" for what in ("network", "training") if what in preset.source]
+        said = {"folds": (preset.folds or {}).get("as_published"), "printed": printed_row(preset)}
+        said["length"] = training_length(preset)
+        lines += [f"    {what}: {text}" for what, text in said.items() if text]
         lines += [f"    {note}" for note in preset.notes]
-        lines += [f"note: {sentence}" for sentence in preset_notes(preset, configuration, folder)]
+        lines += [f"note: {sentence}" for sentence in preset_notes(preset, own[preset.configuration], folder)]
     lines += [
         f"note: {name} takes {memory:.2f} GiB, more than the {gpu_memory:g} asked for"
         for name, memory in plans[ESTIMATE].items()
@@ -182,10 +187,12 @@ def report(
     number, plans_name = int(folder.name[7:10]), plans["plans_name"]
     # The largest that is not a cascade.
     configuration = next(name for name in ("3d_fullres", "2d") if name in own)
+    name = recipe_trainer_name(own[configuration]["architecture"], recipe)
     lines += ["next:"]
+    if preset is not None:
+        return lines + [f"    {line}" for line in commands(preset, folder.name, plans_name, name, unprocessed)]
     if unprocessed:
         lines += [f"    nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {' '.join(unprocessed)}"]
-    name = recipe_trainer_name(own[configuration]["architecture"], recipe)
     trainer = f" -tr {name}" if name else ""
     lines += [
         f"    nnunet-deconver summary -d {number} -p {plans_name} -c {configuration}",

@@ -131,7 +131,7 @@ def _limit(upsampling: DeformableTransposedConvolution, axis: int) -> float:
     """Voxels by which a sample can move along an axis; infinity where nothing bounds it."""
     if not upsampling.tanh or upsampling.weighting == "linear":
         return float("inf")
-    return upsampling.receptive_field / 4 * upsampling.stride[axis]
+    return upsampling.reach * upsampling.stride[axis]
 
 
 def read_patch(model: TrainedModel, images: Sequence[Path], reference: Path) -> tuple:

@@ -1,4 +1,4 @@
-"""The Deconver block, arXiv 2504.00302, section 3.2, eq. (4) to (6)."""
+"""The Deconver block, arXiv 2504.00302, sections 3.4 and 3.5, eq. (4) to (6)."""
 
 from collections.abc import Sequence
 

@@ -4,6 +4,11 @@ Chosen here, beyond the paper or left open by it: two and three dimensions with 
 follow `align_corners=False` and end at the border, so that without offsets the deformable part is linear
 interpolation; the offset convolution starts at zero, so that training starts there; coordinates are float32 under
 autocast.
+
+Section 3.2 says two things of lambda. It is "1 divided by the size of the input feature map"; and its default is "one
+pixel-width of the feature map", where coordinates span [-1, 1], in which a pixel is 2 / size wide. `offset_unit`
+chooses. The first is the default: it is the one that is written as a formula, and the "ratio of pixel width to the
+coordinate range" that the paper calls it is (2 / size) / 2 as well.
 """
 
 import math
@@ -30,6 +35,8 @@ from nnunet_deconver.layers.linear_upsampling import LinearUpsampling
 from nnunet_deconver.ops.displaced_sampling import check_sampling_device, sample_displaced
 
 WEIGHTINGS = ("sigmoid", "linear", None)
+# What an offset of 1 is with the receptive field 2, in voxels of the feature map.
+OFFSET_UNITS = {"half_pixel": 0.5, "pixel": 1.0}
 
 
 class DeformableTransposedConvolution(nn.Module):
@@ -43,7 +50,8 @@ class DeformableTransposedConvolution(nn.Module):
     feature map x. A voxel of x is 2 / size wide there, so an output samples at most receptive_field / 4 voxels of x
     from where linear interpolation would, and, interpolating linearly, reaches less than receptive_field / 4 + 1
     voxels of x. The paper's lambda factors 0.5, 1, 2, 5 are the receptive fields 1, 2, 4, 10; with `inf` lambda is 1
-    and a sample may move by half the feature map.
+    and a sample may move by half the feature map. With `offset_unit="pixel"` all but the last is twice as far:
+    `lambda = receptive_field / size`.
 
     `tanh` and `weighting` are the ablation of the paper's table 4. Without tanh, or with a linear weighting, nothing
     bounds the displacement, and lambda is only its unit.
@@ -62,6 +70,8 @@ class DeformableTransposedConvolution(nn.Module):
         tanh: squash the offsets to (-1, 1).
         weighting: what the offsets are multiplied with: "sigmoid" (the sigmoid of the predicted weight), "linear" (the
             predicted weight) or None (nothing; no weight is predicted).
+        offset_unit: how far an offset of 1 moves a sample with the receptive field 2: "half_pixel" of the feature map,
+            the paper's formula for lambda, or a "pixel", what it says beside it.
 
     Raises:
         ValueError: for a bad stride or receptive field, and for unknown names, with the known ones.
@@ -77,6 +87,7 @@ class DeformableTransposedConvolution(nn.Module):
         receptive_field: float = 2.0,
         tanh: bool = True,
         weighting: str | None = "sigmoid",
+        offset_unit: str = "half_pixel",
     ) -> None:
         super().__init__()
         self.stride = check_stride(stride)
@@ -86,8 +97,11 @@ class DeformableTransposedConvolution(nn.Module):
         self.receptive_field = check_receptive_field(receptive_field)
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {', '.join(map(repr, WEIGHTINGS))}, got {weighting!r}")
+        if offset_unit not in OFFSET_UNITS:
+            raise ValueError(f"offset_unit must be one of {', '.join(map(repr, OFFSET_UNITS))}, got {offset_unit!r}")
         self.tanh = tanh
         self.weighting = weighting
+        self.offset_unit = offset_unit
         self.base: nn.Module
         if isinstance(base, nn.Module):
             self.base = base
@@ -154,11 +168,16 @@ class DeformableTransposedConvolution(nn.Module):
         weight = predicted[:, self.rank :]
         return offset * (weight.sigmoid() if self.weighting == "sigmoid" else weight)
 
+    @property
+    def reach(self) -> float:
+        """Lambda in voxels of the feature map: how far a sample moves at most; infinity for half the feature map."""
+        return self.receptive_field / 2 * OFFSET_UNITS[self.offset_unit]
+
     def displacement_limit(self, size: Sequence[int]) -> list[float]:
         """Lambda of each axis for a feature map of `size`, in grid_sample's [-1, 1] coordinates."""
         if self.receptive_field == math.inf:  # torch.compile does not know math.isinf of a number it keeps variable
             return [1.0] * self.rank
-        return [self.receptive_field / 2 / s for s in size]
+        return [2 * self.reach / s for s in size]  # a voxel is 2 / size wide
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all convolution outputs for one image whose features have `input_size` voxels here.
@@ -182,7 +201,8 @@ class DeformableTransposedConvolution(nn.Module):
     def extra_repr(self) -> str:  # noqa: D102
         return (
             f"{self.in_channels}, {self.out_channels}, stride={self.stride}, "
-            f"receptive_field={self.receptive_field:g}, tanh={self.tanh}, weighting={self.weighting!r}"
+            f"receptive_field={self.receptive_field:g}, tanh={self.tanh}, weighting={self.weighting!r}, "
+            f"offset_unit={self.offset_unit!r}"
         )
 
 

@@ -1,15 +1,16 @@
-"""Segmentation heads of "NeRD: Neural Representation of Distribution for Medical Image Segmentation", section 2.2.
+"""Segmentation heads of "NeRD: Neural Representation of Distribution for Medical Image Segmentation", section 2.
 
 Zero padding and strided sampling make the distribution of features depend on where in the patch a voxel lies. Both
 heads learn that dependence as a multilayer perceptron of the voxel's distances to the borders of the patch.
 
 Deviations from the paper:
 
-- three spatial axes (or one) beside its two; distances are normalised by the extent of the patch;
+- three spatial axes (or one) beside its two; distances are to the borders of the patch, which in the paper is the whole
+  cropped slice, and normalised by its extent;
 - NeRDc has a bias per class by default, the weight of a constant feature, which depends on the position like the
-  others: without it a voxel without features has no class, wherever it lies. `bias=False` is eq. (5) as printed;
+  others: without it a voxel without features has no class, wherever it lies. `bias=False` is section 2.2 as printed;
 - NeRDm can be given a bias per class, to take over a trained classifier that has one. It has none by default, as in
-  eq. (4): the classified shift does the same, but reaches every combination of class biases only where the classes'
+  eq. (5): the classified shift does the same, but reaches every combination of class biases only where the classes'
   weights are linearly independent;
 - the logits are returned, without the paper's sigmoid;
 - both start as the plain classifier: the last layer of the perceptron, apart from its bias, starts at zero. That bias
@@ -155,7 +156,7 @@ class _PositionHead(nn.Module):
 class NeRDm(_PositionHead):
     """Normalises the features of a voxel by mean and deviation at its position, then classifies them.
 
-    `s = w . (x * 1/sigma - mu/sigma)`, eq. (3) and (4), where a perceptron of the distances to the patch's borders
+    `s = w . (x * 1/sigma - mu/sigma)`, eq. (5), where a perceptron of the distances to the patch's borders
     gives `1/sigma` and `-mu/sigma` of every channel. Starts with scale 1 and shift 0 everywhere.
 
     Args:
@@ -218,8 +219,8 @@ class NeRDm(_PositionHead):
 class NeRDc(_PositionHead):
     """Classifies the features of a voxel by weights that depend on its position.
 
-    `s = x . w_v`, eq. (5), where a perceptron of the distances to the patch's borders gives `w_v`. Starts with the
-    same weights everywhere.
+    `s = x . w_v`, section 2.2, where a perceptron of the distances to the patch's borders gives `w_v`. Starts with
+    the same weights everywhere.
 
     Args:
         in_channels: channels of the features, C.

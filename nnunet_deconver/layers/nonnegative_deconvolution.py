@@ -1,4 +1,4 @@
-"""The NDC layer, arXiv 2504.00302, section 3.1, eq. (7).
+"""The NDC layer, arXiv 2504.00302, section 3.6, eq. (7).
 
 Deviation from the paper: in float16 the source saturates at the largest finite value, where the paper's float32
 layer would go on growing.

@@ -17,7 +17,6 @@ from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trained_model import TrainedModel
 from nnunet_deconver.models.trainer import build_trained, find_trainer, trainer_optimizer
 from nnunet_deconver.networks.architecture import build_network, plain_architecture
-from nnunet_deconver.networks.backbones import usual_recipe
 from nnunet_deconver.plans.cost import NetworkCost, PredictionCost, network_cost, prediction_cost
 from nnunet_deconver.plans.presets import load_preset
 from nnunet_deconver.recipes import RECIPES
@@ -78,9 +77,14 @@ def of_preset(
             f"summary -d D -p {preset.planner().plans_name}",
         )
     patch_size, batch_size = patch_size or preset.patch_size, batch_size or preset.batch_size
+    sizes = {"patch": patch_size, "batch": batch_size}
+    open_ = [what for what, size in sizes.items() if size is None]
     if patch_size is None or batch_size is None:
-        raise ArgumentError("preset", name, "patch and batch are not published; add --patch-size and --batch-size")
-    optimizer = usual_recipe(preset.architecture).build_optimizer
+        options = " and ".join(f"--{what}-size" for what in open_)
+        raise ArgumentError(
+            "preset", name, f"{' and '.join(open_)} {'are' if open_[1:] else 'is'} not published; add {options}"
+        )
+    optimizer = preset.recipe.build_optimizer
     subject = Subject(preset.name, partial(_from_architecture, preset.architecture), optimizer)
     task = Task(preset.input_channels, preset.num_classes, preset.regions, patch_size, batch_size, preset.architecture)
     return task, [subject]

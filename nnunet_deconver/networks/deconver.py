@@ -1,4 +1,4 @@
-"""Deconver, arXiv 2504.00302, section 3.3 and figure 2, on nnU-Net's topology.
+"""Deconver, arXiv 2504.00302, section 3.3 and figure 1, on nnU-Net's topology.
 
 Deviations from the paper: strides and kernels may differ per axis and stage, as nnU-Net plans them; every decoder
 stage has a segmentation head, of which all run under deep supervision and the last alone otherwise.

@@ -1,7 +1,7 @@
-"""NeRD in plain PyTorch, section 2.2 of "NeRD: Neural Representation of Distribution for Medical Image Segmentation".
+"""NeRD in plain PyTorch: "NeRD: Neural Representation of Distribution for Medical Image Segmentation", section 2.
 
 A voxel's position v is its distances to the borders of the patch. A multilayer perceptron maps v to numbers that
-normalise the features there (NeRDm, eq. 3 and 4) or classify them (NeRDc, eq. 5). Its hidden layers make the
+normalise the features there (NeRDm, eq. 5) or classify them (NeRDc, section 2.2). Its hidden layers make the
 position's code, here (J, N) for N positions; its last layer is the weight (M, J) and the constant (M,), so that
 `map = weight @ code + constant`.
 
@@ -27,7 +27,7 @@ def border_distances(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The position vectors v of section 2.2: distances of voxel centres to the borders of their patch.
+    """The position vectors v of section 2.1: distances of voxel centres to the borders of their patch.
 
     In units of the patch's extent along the axis, so `(i + 0.5) / n` to the first border of an axis with n voxels
     and `(n - i - 0.5) / n` to the second: every lower resolution sees the same patch at its own voxel centres.
@@ -69,7 +69,7 @@ def position_activations(distances: Tensor, layers: Sequence[Tensor]) -> list[Te
 
 
 def nerd_normalisation_reference(x: Tensor, layers: Sequence[Tensor], weight: Tensor, constant: Tensor) -> Tensor:
-    """Features normalised by their position, `x * 1/sigma - mu/sigma` of eq. (3).
+    """Features normalised by their position, `x * 1/sigma - mu/sigma` of eq. (5).
 
     Args:
         x: (B, C, *S).
@@ -87,7 +87,7 @@ def nerd_normalisation_reference(x: Tensor, layers: Sequence[Tensor], weight: Te
 def nerd_classification_reference(
     x: Tensor, layers: Sequence[Tensor], weight: Tensor, constant: Tensor, classes: int
 ) -> Tensor:
-    """Features classified by the weights of their position, `s = x . w_v` of eq. (5).
+    """Features classified by the weights of their position, `s = x . w_v` of section 2.2.
 
     Args:
         x: (B, C, *S).

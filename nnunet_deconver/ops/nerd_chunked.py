@@ -108,7 +108,7 @@ def nerd_normalisation(
     code: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Features normalised by their position, `x * 1/sigma - mu/sigma` of eq. (3).
+    """Features normalised by their position, `x * 1/sigma - mu/sigma` of eq. (5).
 
     Args:
         x: (B, C, *S).
@@ -135,7 +135,7 @@ def nerd_classification(
     order: str | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """Features classified by the weights of their position, `s = x . w_v` of eq. (5).
+    """Features classified by the weights of their position, `s = x . w_v` of section 2.2.
 
     Args:
         x: (B, C, *S).

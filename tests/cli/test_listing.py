@@ -124,6 +124,8 @@ def test_an_unknown_section(capsys):
         ("nnUNetTrainerDeconverNeRDc", "arXiv 2504.00302, arXiv 2103.04020"),
         ("nnUNetPlannerResEncDTC", "arXiv 2601.17939"),
         ("nnUNetPlannerDySample", "arXiv 2308.15085"),
+        ("nnUNetTrainer_Adam_1head", "arXiv 2103.04020"),
+        ("nnUNetTrainer_AdamW1e3", "nnunet-deconver"),
         ("nnUNetTrainer", "nnU-Net"),
     ],
 )

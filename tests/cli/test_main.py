@@ -13,6 +13,7 @@ SUBCOMMANDS = (
     "trainer-path",
     "list",
     "plan",
+    "splits",
     "summary",
     "upgrade-checkpoint",
     "evaluate",

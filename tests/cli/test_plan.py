@@ -80,7 +80,13 @@ def test_a_preset_says_its_source_and_where_it_does_not_fit(folder, capsys):
     plans = json.loads((folder / "nnUNetPresetIsles22Plans.json").read_text())
     assert plans["configurations"]["3d_fullres"]["batch_size"] == 8
     assert "isles22: Deconver for ISLES'22" in output
-    assert "source: Deconver, arXiv 2504.00302" in output
+    assert "network: Deconver, arXiv 2504.00302" in output
+    assert "printed: table I: 10.5 M parameters" in output
+    assert "length: 500 epochs x 200 images (four fifths of 250 cases) / batch 8 = 12,500 iterations" in output
+    assert output.rstrip().endswith(
+        f"    nnunet-deconver evaluate --model $nnUNet_results/{DATASET}/nnUNetTrainerDeconver_paper_50epochs__"
+        "nnUNetPresetIsles22Plans__3d_fullres -o evaluation_isles22 --like deconver"
+    )
     assert "note: the dataset has 1 input channels, the preset's 2" in output
     assert "note: the patch [64, 64, 64] is larger than the median image [24, 32, 32]" in output
     memory = plans["estimated_training_memory_GiB"]["3d_fullres"]

@@ -164,7 +164,7 @@ def test_no_cuda_is_asked_for(folder, monkeypatch):
         (["--preset", "isles23"], "--preset isles23: preset 'isles23' is neither one of"),
         (["--preset", "isles22", "-tr", "nnUNetTrainerDeconver"], "leave --compare and --trainer out"),
         (["--preset", "btcv-dtc"], "nnunet-deconver summary -d D -p nnUNetPresetBtcvDtcPlans"),
-        (["--preset", "glas"], "patch and batch are not published; add --patch-size and --batch-size"),
+        (["--preset", "isic-unet-tc"], "--preset isic-unet-tc: batch is not published; add --batch-size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -79,10 +79,14 @@ def test_without_offsets_it_is_the_base_plus_interpolation(stride, base):
 
 @pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("receptive_field", [1, 2, 4.0, 10, math.inf])
-@pytest.mark.parametrize("weighting, tanh", itertools.product(["sigmoid", "linear", None], [True, False]))
-def test_it_is_the_papers_equation(stride, receptive_field, weighting, tanh):
+@pytest.mark.parametrize(
+    "weighting, tanh, unit",
+    [*itertools.product(["sigmoid", "linear", None], [True, False], ["half_pixel"]), ("sigmoid", True, "pixel")],
+)
+def test_it_is_the_papers_equation(stride, receptive_field, weighting, tanh, unit):
     """Eq. (1) and (2), written with PyTorch's own grid (affine_grid) and coordinates in its order."""
-    layer, x = layer_and_input(stride, receptive_field=receptive_field, weighting=weighting, tanh=tanh)
+    options = {} if unit == "half_pixel" else {"offset_unit": unit}  # the paper's formula for lambda is the default
+    layer, x = layer_and_input(stride, receptive_field=receptive_field, weighting=weighting, tanh=tanh, **options)
     randomise_offsets(layer)
     rank = len(stride)
     transposed = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
@@ -94,13 +98,31 @@ def test_it_is_the_papers_equation(stride, receptive_field, weighting, tanh):
         "linear": lambda: predicted[:, rank:],
         None: lambda: 1,
     }[weighting]()
-    limits = [1.0 if math.isinf(receptive_field) else receptive_field / 2 / n for n in x.shape[2:]]
+    # "1 divided by the size of the input feature map", or a pixel, of which 2 / size fills [-1, 1].
+    unit_of = {"half_pixel": lambda n: 1 / n, "pixel": lambda n: 2 / n}[unit]
+    limits = [1.0 if math.isinf(receptive_field) else receptive_field / 2 * unit_of(n) for n in x.shape[2:]]
     moved = torch.tensor(limits, dtype=torch.float64).view(1, rank, *[1] * rank) * offset * weight
     identity = torch.eye(rank, rank + 1, dtype=torch.float64).expand(2, -1, -1)
     grid = F.affine_grid(identity, [2, 1, *resolution(x, stride)], align_corners=False)
     grid = grid + moved.flip(1).movedim(1, -1)
     sampled = F.grid_sample(layer.projection(x), grid, padding_mode="border", align_corners=False)
     torch.testing.assert_close(layer(x), layer.base(x) + sampled)
+
+
+@pytest.mark.parametrize("stride", [(2, 2), (1, 2, 2)], ids=str)
+def test_the_two_readings_of_lambda_differ_by_a_factor_of_two(stride):
+    """An offset of 1 with the default receptive field, on a ramp: half a voxel by the formula, one by the sentence."""
+    for unit, moved in ((None, 0.5), ("half_pixel", 0.5), ("pixel", 1.0)):
+        layer = passing_through(stride, **({} if unit is None else {"offset_unit": unit}))
+        assert layer.reach == moved
+        image = ramps([9] * len(stride))
+        before = layer(image)
+        with torch.no_grad():
+            layer.offset.bias.fill_(1e4)  # tanh and sigmoid are 1
+        margin = (..., *(slice(3 * s, -3 * s) for s in stride))
+        torch.testing.assert_close(layer(image)[margin], before[margin] + moved)
+    with pytest.raises(ValueError, match="offset_unit must be one of 'half_pixel', 'pixel', got 'voxel'"):
+        passing_through(stride, offset_unit="voxel")
 
 
 SHIFTS = [

@@ -37,7 +37,7 @@ def features(rank=3, channels=4, batch=2, dtype=torch.float32, seed=1):
 @RANKS
 @BIAS
 def test_nerdm_is_its_equations(rank, bias):
-    """Eq. (3) and (4) with the perceptron's own forward."""
+    """Eq. (5) with the perceptron's own forward."""
     layer = trained(NeRDm, 4, 3, rank, bias=bias).double()
     x = features(rank, dtype=torch.float64)
     v = border_distances(SIZES[rank], dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_nerdm_is_its_equations(rank, bias):
 @RANKS
 @BIAS
 def test_nerdc_is_its_equation(rank, bias):
-    """Eq. (5) with the perceptron's own forward; the classifier is its last bias."""
+    """Section 2.2 with the perceptron's own forward; the classifier is its last bias."""
     layer = trained(NeRDc, 4, 3, rank, bias=bias).double()
     x = features(rank, dtype=torch.float64)
     v = border_distances(SIZES[rank], dtype=torch.float64)

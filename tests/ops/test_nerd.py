@@ -116,7 +116,7 @@ def reference(classes):
 
 
 def test_the_normalisation_is_the_equation_written_out():
-    """Eq. (3) voxel by voxel and channel by channel."""
+    """Eq. (5) voxel by voxel and channel by channel."""
     size, channels = (2, 3), 2
     x, layers, weight, constant = problem(size, channels, 0)
     out = nerd_normalisation_reference(x, layers, weight, constant)
@@ -130,7 +130,7 @@ def test_the_normalisation_is_the_equation_written_out():
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_classification_is_the_equation_written_out(bias):
-    """Eq. (5) voxel by voxel and class by class."""
+    """Section 2.2 voxel by voxel and class by class."""
     size, channels, classes = (2, 1, 3), 2, 3
     x, layers, weight, constant = problem(size, channels, classes, bias=bias)
     out = nerd_classification_reference(x, layers, weight, constant, classes)

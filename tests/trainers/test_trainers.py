@@ -17,6 +17,7 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm, NormHead
 from nnunet_deconver.networks import Deconver, PlainConvUNet
 from nnunet_deconver.recipes import EpochScheduler
+from nnunet_deconver.trainers.losses import SquaredDiceLoss
 
 DATASET = {
     "channel_names": {"0": "MRI"},
@@ -79,7 +80,7 @@ def test_every_public_name_is_a_trainer_that_lives_where_it_says():
 
 
 @pytest.mark.parametrize("family", ["", "_k5", "_lr1e3", "_SGD"])
-@pytest.mark.parametrize("suffix, epochs", [("_1epoch", 1), ("_5epochs", 5), ("_50epochs", 50), ("_250epochs", 250)])
+@pytest.mark.parametrize("suffix, epochs", [("_1epoch", 1), ("_5epochs", 5), ("_50epochs", 50), ("_300epochs", 300)])
 def test_epoch_variants(folders, family, suffix, epochs):
     base = make(f"nnUNetTrainerDeconver{family}", folders)
     variant = make(f"nnUNetTrainerDeconver{family}{suffix}", folders)
@@ -100,6 +101,10 @@ def test_epoch_variants(folders, family, suffix, epochs):
         ("nnUNetTrainerDeconverNorm_lr1e3", 1e-3, 1e-5, torch.optim.AdamW, EpochScheduler),
         ("nnUNetTrainerDTC", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
         ("nnUNetTrainerNeRDc", 1e-2, 3e-5, torch.optim.SGD, PolyLRScheduler),
+        ("nnUNetTrainerDeconver_paper", 1e-4, 1e-5, torch.optim.AdamW, EpochScheduler),
+        ("nnUNetTrainerNeRDm_Adam", 1e-3, 1e-6, torch.optim.Adam, EpochScheduler),
+        ("nnUNetTrainerNeRDc_Adam_300epochs", 1e-3, 1e-6, torch.optim.Adam, EpochScheduler),
+        ("nnUNetTrainer_Adam_1head_64epochs", 1e-3, 1e-6, torch.optim.Adam, EpochScheduler),
     ],
 )
 def test_recipes(folders, name, rate, decay, optimizer, scheduler):
@@ -112,6 +117,65 @@ def test_recipes(folders, name, rate, decay, optimizer, scheduler):
     assert chosen.param_groups[0]["weight_decay"] == decay
     schedule.step(500)
     assert 0 < chosen.param_groups[0]["lr"] < rate
+
+
+def test_the_recipe_of_dtc_has_a_constant_rate(folders):
+    """Its paper prints optimizer, rate and decay, and no schedule."""
+    trainer = make("nnUNetTrainer_AdamWConstant_1head_40epochs", folders)
+    trainer.network = torch.nn.Linear(1, 1)
+    optimizer, schedule = trainer.configure_optimizers()
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.param_groups[0]["weight_decay"] == 1e-5
+    for epoch in (0, 20, 39):
+        schedule.step(epoch)
+        assert optimizer.param_groups[0]["lr"] == 1e-4
+    assert trainer.num_epochs * trainer.num_iterations_per_epoch == 10_000
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+@pytest.mark.parametrize("squared", [False, True], ids=["nnU-Net's Dice", "squared Dice"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_loss_and_heads_are_chosen_by_class_attributes(folders, heads, squared, regions):
+    class Trainer(trainers.nnUNetTrainerNeRDc):
+        squared_dice = squared
+        deep_supervision = heads > 1
+
+    labels = {"background": 0, "whole": [1, 2], "lesion": 2} if regions else DATASET["labels"]
+    dataset = DATASET | {"labels": labels} | ({"regions_class_order": [1, 2]} if regions else {})
+    content = plans()
+    content["configurations"]["3d_fullres"]["batch_dice"] = False
+    trainer = Trainer(content, "3d_fullres", 0, dataset, device=torch.device("cpu"))
+    trainer.network = trainer.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, 1, 2 if regions else 3, trainer.enable_deep_supervision
+    )
+    loss = trainer._build_loss()
+    compound = loss.loss if heads > 1 else loss
+    assert isinstance(compound.dc, SquaredDiceLoss) is squared
+    # nnU-Net's settings stay: of labels the background is left out, of regions nothing is.
+    assert (compound.dc.do_bg, compound.dc.smooth, compound.dc.batch_dice) == (regions, 1e-5, False)
+
+    torch.manual_seed(0)
+    outputs = trainer.network(torch.randn(1, 1, 8, 16, 16))
+    channels = 2 if regions else 1
+    sizes = [(8, 16, 16), (8, 8, 8)]
+    targets = [torch.randint(0, 2, (1, channels, *size)).float() for size in sizes]
+    loss(outputs, targets if heads > 1 else targets[0]).backward()
+    # What asks for a gradient gets one, without which distributed training stops.
+    asking = {name for name, parameter in trainer.network.named_parameters() if parameter.requires_grad}
+    given = {name for name, parameter in trainer.network.named_parameters() if parameter.grad is not None}
+    lower = {name for name, _ in trainer.network.named_parameters() if name.startswith("decoder.seg_layers.0.")}
+    everything = {name for name, _ in trainer.network.named_parameters()}
+    assert asking == everything - (set() if heads > 1 else lower)
+    # nnU-Net gives the lowest of several heads no weight.
+    assert asking - given <= lower
+
+
+def test_the_papers_deconver_has_one_head_and_the_squared_dice(folders):
+    trainer = make("nnUNetTrainerDeconver_paper_160epochs", folders)
+    assert (trainer.squared_dice, trainer.enable_deep_supervision, trainer.num_epochs) == (True, False, 160)
+    assert make("nnUNetTrainerDeconver", folders).enable_deep_supervision
+    for name in ("nnUNetTrainer_Adam_1head", "nnUNetTrainer_AdamWConstant_1head"):
+        assert not make(name, folders).enable_deep_supervision
 
 
 def test_class_attributes_are_what_a_variant_changes(folders):

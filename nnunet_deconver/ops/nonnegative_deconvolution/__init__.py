@@ -1,4 +1,4 @@
-"""Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.1.
+"""Nonnegative deconvolution (NDC), arXiv 2504.00302, section 3.2.
 
 `reference` is the equation, `mixed_precision` the same for half precision, `triton_update` the path on GPUs,
 `cpu_update` that on CPUs, and `backends` what networks call, which chooses among them. `triton_machine` says whether a
