@@ -27,6 +27,7 @@ OPTIONS = {
     "tanh": st.booleans(),
     "weighting": st.sampled_from(["sigmoid", "linear", None]),
     "groups": st.sampled_from([1, 2, 4]),
+    "offset_unit": st.sampled_from(["half_pixel", "pixel"]),
     "style": st.sampled_from(["lp", "pl"]),
     "dynamic_scope": st.booleans(),
     "bias": st.booleans(),

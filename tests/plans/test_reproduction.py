@@ -1,10 +1,14 @@
 """The commands that reproduce a row of the papers."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
+from nnunet_deconver import plans as package
 from nnunet_deconver.cli import main
+from nnunet_deconver.metrics.definitions import PRACTICES
 from nnunet_deconver.plans.presets import load_preset, preset_names
 from nnunet_deconver.plans.reproduction import commands, printed_row, training_length
 
@@ -104,4 +108,9 @@ def test_our_commands_have_the_options_that_are_printed(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         known = set(re.findall(r"--?[a-z-]+", capsys.readouterr().out))
-        assert options - {"--like"} <= known
+        assert options <= known
+
+
+def test_presets_measure_as_evaluate_can():
+    schema = json.loads((Path(package.__file__).parent / "preset.schema.json").read_text())
+    assert schema["properties"]["evaluation"]["properties"]["like"]["enum"] == list(PRACTICES)
