@@ -16,6 +16,7 @@ import numpy as np
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import check_is_file, check_schema, read_json, written_whole
 from nnunet_deconver.metrics.cases import EvaluationError
+from nnunet_deconver.metrics.definitions import Settings
 from nnunet_deconver.metrics.evaluation import SUMMARY as EVALUATION_SUMMARY
 from nnunet_deconver.metrics.evaluation import TABLE as EVALUATION_TABLE
 from nnunet_deconver.metrics.evaluation import evaluate_model
@@ -196,6 +197,14 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     return Evaluation(name, values, summary, folder)
 
 
+def _comparable(summary: dict, key: str) -> Any:
+    """What of a summary must be the same in another; settings that earlier versions did not have are the default."""
+    if key != "settings":
+        return summary.get(key)
+    settings = json.loads(json.dumps(asdict(Settings()))) | (summary.get(key) or {})
+    return {name: value for name, value in settings.items() if name != "like"}  # which is only a note
+
+
 def common_cases(evaluations: Sequence[Evaluation]) -> tuple[list[str], dict[str, list[str]]]:
     """The cases that all models have, and per model those that are left out because others lack them.
 
@@ -205,11 +214,16 @@ def common_cases(evaluations: Sequence[Evaluation]) -> tuple[list[str], dict[str
     first = evaluations[0]
     for other in evaluations[1:]:
         for key in ("classes", "settings", "ignore_label"):
-            if first.summary.get(key) != other.summary.get(key):
-                raise EvaluationError(
-                    f"{first.name} and {other.name} were evaluated with different {key}: "
-                    f"{first.summary.get(key)} and {other.summary.get(key)}; evaluate them alike"
-                )
+            one, another = (_comparable(evaluation.summary, key) for evaluation in (first, other))
+            if one == another:
+                continue
+            if key == "settings":  # they are many
+                names = [name for name in one if one[name] != another.get(name)]
+                one, another = ({name: settings.get(name) for name in names} for settings in (one, another))
+            raise EvaluationError(
+                f"{first.name} and {other.name} were evaluated with different {key}: {one} and {another}; evaluate "
+                "them alike"
+            )
     cases = sorted(set.intersection(*(set(evaluation.values) for evaluation in evaluations)))
     if not cases:
         raise EvaluationError(f"{', '.join(evaluation.name for evaluation in evaluations)}: have no case in common")

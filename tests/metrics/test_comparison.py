@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from nnunet_deconver.metrics.comparison import (
     holm,
     wilcoxon,
 )
+from nnunet_deconver.metrics.definitions import like
 
 
 def evaluation(name, classes=("organ",), settings=None, **cases):
@@ -93,12 +96,21 @@ def test_only_common_cases_count():
     ("other", "message"),
     [
         (evaluation("b", ("liver",), c=1), "a and b were evaluated with different classes"),
-        (evaluation("b", settings={"surface": "voxels"}, c=1), "different settings: None and {'surface': 'voxels'}"),
+        (
+            evaluation("b", settings={"surface": "voxels"}, c=1),
+            "different settings: {'surface': 'area'} and {'surface': 'voxels'}",
+        ),
     ],
 )
 def test_what_was_measured_differently_is_not_compared(other, message):
     with pytest.raises(EvaluationError, match=message):
         common_cases([evaluation("a", c=1), other])
+
+
+def test_evaluations_of_an_earlier_version_and_those_like_a_paper_are_compared():
+    earlier = evaluation("a", settings={"surface": "voxels", "empty": "best"}, c=1)
+    now = evaluation("b", settings=json.loads(json.dumps(asdict(like("deconver")))), c=1)
+    assert common_cases([earlier, now])[0] == ["c"]
 
 
 def test_a_class_that_no_case_defines():
