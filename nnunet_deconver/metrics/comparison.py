@@ -197,7 +197,7 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     return Evaluation(name, values, summary, folder)
 
 
-def _comparable(summary: dict, key: str) -> Any:
+def _comparable(summary: Mapping, key: str) -> Any:
     """What of a summary must be the same in another; settings that earlier versions did not have are the default."""
     if key != "settings":
         return summary.get(key)
