@@ -87,12 +87,15 @@ class Preset:
     @property
     def nnunet_epochs(self) -> int | None:
         """Likewise, in epochs of nnU-Net."""
-        return None if self.iterations is None else round(self.iterations / ITERATIONS_PER_EPOCH)
+        return None if self.iterations is None else max(1, round(self.iterations / ITERATIONS_PER_EPOCH))
 
     @property
     def trainer_name(self) -> str | None:
         """The trainer of that length; None where the source prints none."""
-        return None if self.training is None else f"{self.training['trainer']}_{self.nnunet_epochs}epochs"
+        if self.training is None:
+            return None
+        epochs = self.nnunet_epochs
+        return f"{self.training['trainer']}_{epochs}epoch{'s' if epochs != 1 else ''}"
 
     @property
     def recipe(self) -> Recipe:

@@ -126,7 +126,8 @@ def preset_lines() -> list[str]:
 
     presets = [load_preset(name) for name in preset_names()]
     width = max(len(preset.name) for preset in presets)
-    return [f"{p.name:<{width}}  {p.dimension}D  {p.title} [{p.source['network']}]" for p in presets]
+    # What the network is, `plan --preset` says.
+    return [f"{p.name:<{width}}  {p.dimension}D  {p.title} [{p.source['network'].partition(':')[0]}]" for p in presets]
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

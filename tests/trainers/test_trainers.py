@@ -170,6 +170,17 @@ def test_loss_and_heads_are_chosen_by_class_attributes(folders, heads, squared, 
     assert asking - given <= lower
 
 
+def test_the_squared_dice_is_compiled_as_nnunets_is(folders, monkeypatch):
+    content = plans()
+    content["configurations"]["3d_fullres"]["batch_dice"] = True
+    trainer = make("nnUNetTrainerDeconver_paper", folders, content)
+    monkeypatch.setattr(trainer, "_do_i_compile", lambda: True)
+    dice = trainer._build_loss().dc
+    assert isinstance(dice, torch._dynamo.OptimizedModule)
+    assert isinstance(dice._orig_mod, SquaredDiceLoss)
+    assert dice._orig_mod.batch_dice
+
+
 def test_the_papers_deconver_has_one_head_and_the_squared_dice(folders):
     trainer = make("nnUNetTrainerDeconver_paper_160epochs", folders)
     assert (trainer.squared_dice, trainer.enable_deep_supervision, trainer.num_epochs) == (True, False, 160)
