@@ -103,7 +103,7 @@ def check(args: argparse.Namespace) -> None:
 def find_files(args: argparse.Namespace) -> tuple[Path, Path]:
     """The plans file and dataset.json."""
     if args.plans_file is not None:
-        return args.plans_file, args.plans_file.with_name("dataset.json")
+        return args.plans_file, args.plans_file.parent / "dataset.json"
     folder = variable_folder("nnUNet_preprocessed") / dataset_name(args.dataset)
     return folder / f"{args.plans}.json", folder / "dataset.json"
 

@@ -316,6 +316,26 @@ def test_a_disk_with_less_room_than_the_weights_take(trained_model, capsys, tmp_
     assert not out.exists()
 
 
+@pytest.mark.parametrize("path", ["", "/", ".", ".."])
+def test_paths_without_a_name(trained_model, capsys, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    model = trained_model()
+    for arguments in (
+        ["summary", "--plans-file", path],
+        ["summary", "--preset", path],
+        ["summary", "--preset", "glas", "--plot", path],
+        ["upgrade-checkpoint", path, "-o", tmp_path / "x", "--head", "nerdc"],
+        ["export-submission", path, "-o", tmp_path / "x"],
+        ["export-submission", model, "-o", path],
+        ["evaluate", path, path, "-o", tmp_path / "x"],
+        ["evaluate", "--model", path, "-o", tmp_path / "x"],
+        ["compare", path, model, "-o", tmp_path / "x"],
+        ["figures", path, "-o", tmp_path / "x"],
+    ):
+        run(arguments, capsys)
+    assert not (tmp_path / "x").exists()
+
+
 def test_names_that_are_too_long(trained_model, capsys, tmp_path):
     model = trained_model()
     long = tmp_path / ("x" * 300)
