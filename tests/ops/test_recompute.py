@@ -121,11 +121,11 @@ def test_chunks_have_no_second_derivative(monkeypatch):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_checkpointing_keeps_the_input_alone(monkeypatch, large):
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 1 if large else 10**9)
+@pytest.mark.parametrize("images", [1, 2, 3, 5])
+def test_checkpointing_keeps_the_input_alone(monkeypatch, images):
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", images * 3 * 6 * 5 * 4)
     function = network(3, 3)
-    x = torch.randn(2, 3, 6, 5, 4, dtype=torch.float64)
+    x = torch.randn(5, 3, 6, 5, 4, dtype=torch.float64)
     expected = gradients(function, x, tuple(function.parameters()))
     found = gradients(lambda x: checkpointed(function, x), x, tuple(function.parameters()))
     for a, b in zip(found, expected, strict=True):
@@ -135,22 +135,32 @@ def test_checkpointing_keeps_the_input_alone(monkeypatch, large):
     assert kept.nbytes == x.nbytes
 
 
-def test_large_images_are_checkpointed_one_by_one(monkeypatch):
-    x = torch.randn(3, 2, 4, requires_grad=True)
-    shapes = []
+# Images of 8 elements.
+@pytest.mark.parametrize(
+    ("elements", "share", "images", "groups"),
+    [
+        (24, 8, 3, [3]),  # one group
+        (23, 8, 3, [2, 1]),
+        (1, 8, 3, [1, 1, 1]),  # a large image is a group
+        (16, 8, 5, [2, 2, 1]),
+        (1, 3, 11, [3, 3, 3, 2]),  # a share of the batch
+        (1, 8, 0, [0]),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_images_are_worked_off_in_groups(monkeypatch, elements, share, images, groups, training):
+    x = torch.randn(images, 2, 4, requires_grad=True)
+    seen = []
 
     def watched(x):
-        shapes.append(tuple(x.shape))
+        seen.append(len(x))
         return x.exp()
 
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 9)
-    checkpointed(watched, x)
-    assert shapes == [(3, 2, 4)]
-    shapes.clear()
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 8)
-    with torch.no_grad():
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", elements)
+    monkeypatch.setattr(recompute, "GROUP_SHARE", share)
+    with torch.set_grad_enabled(training):
         torch.testing.assert_close(checkpointed(watched, x), x.exp())
-    assert shapes == [(1, 2, 4)] * 3
+    assert seen == groups
 
 
 def test_no_graph_no_checkpoint(monkeypatch):
