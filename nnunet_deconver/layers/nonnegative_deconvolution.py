@@ -14,6 +14,7 @@ from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution
 from nnunet_deconver.ops import nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.backends import check_backend, fuses_projections
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import saturated_relu
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     check_eps,
     check_groups,
@@ -91,12 +92,9 @@ class NonnegativeDeconvolution(nn.Module):
         if self._is_fused(x):
             return self._fused(x, None, None)
         source = self.source(x)
-        # In place: no tensor of the network is larger, and what this one was before is not needed again.
-        if source.dtype == torch.float16:
-            # The projection may overflow to inf, which the update must not see.
-            source = nn.functional.hardtanh_(source, 0, torch.finfo(torch.float16).max)
-        else:
-            source = source.relu_()
+        # No tensor of the network is larger, and what this one was before is not kept. In float16 the projection may
+        # overflow to inf, which the update must not see.
+        source = saturated_relu(source) if source.dtype == torch.float16 else source.relu_()
         return nonnegative_deconvolution(
             x,
             source,
