@@ -71,13 +71,15 @@ def plain_formulation(module: nn.Module):
 @contextlib.contextmanager
 def everything_kept():
     """Blocks on whole images that make nothing again in the backward pass."""
-    chunks, checkpointed = deconver_block.in_chunks, deconver_block.checkpointed
+    replaced = {name: getattr(deconver_block, name) for name in ("in_chunks", "in_groups", "checkpointed")}
     deconver_block.in_chunks = lambda function, x, *_, **__: function(x)
-    deconver_block.checkpointed = lambda function, x: function(x)
+    deconver_block.in_groups = lambda function, x: function(x, 1)
+    deconver_block.checkpointed = lambda function, *tensors: function(*tensors)
     try:
         yield
     finally:
-        deconver_block.in_chunks, deconver_block.checkpointed = chunks, checkpointed
+        for name, function in replaced.items():
+            setattr(deconver_block, name, function)
 
 
 def autocast():
