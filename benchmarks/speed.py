@@ -1,4 +1,4 @@
-"""Time and memory of nonnegative deconvolution, of Deconver's blocks, and of whole networks.
+"""Time of nonnegative deconvolution, of Deconver's blocks, and of whole networks.
 
     python benchmarks/speed.py --out benchmarks/results/speed_cpu
 
@@ -6,7 +6,7 @@ On a GPU as nnU-Net trains there (float16 autocast, networks compiled, patches o
 patches that a CPU can bear. Every time is compared with another that is measured in turn with it, in the same run: what
 is computed fast with the plain formulation (PyTorch's grouped convolutions on the whole image, everything kept), and
 networks with nnU-Net's PlainConvUNet on the same stages. A row whose result or gradients are not as near to float64 as
-the plain formulation's reports no speed. Bytes kept for backward and peaks are those of `plans.memory`, for a GPU.
+the plain formulation's reports no speed.
 
 What the machine can do is measured too: the bandwidth of copying a large tensor, and the arithmetic of a dense
 convolution. Of both the layer's rows say how much they attain, counting the arithmetic of its convolutions, and the
@@ -29,9 +29,6 @@ from tqdm import tqdm
 
 from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution, deconver_block
 from nnunet_deconver.networks.architecture import DECONVER, build_network, plain_architecture
-from nnunet_deconver.plans.memory import GIB, training_memory
-from nnunet_deconver.plans.presets import load_preset
-from nnunet_deconver.recipes import RECIPES
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -71,13 +68,15 @@ def plain_formulation(module: nn.Module):
 @contextlib.contextmanager
 def everything_kept():
     """Blocks on whole images that make nothing again in the backward pass."""
-    chunks, checkpointed = deconver_block.in_chunks, deconver_block.checkpointed
+    replaced = {name: getattr(deconver_block, name) for name in ("in_chunks", "in_groups", "checkpointed")}
     deconver_block.in_chunks = lambda function, x, *_, **__: function(x)
-    deconver_block.checkpointed = lambda function, x: function(x)
+    deconver_block.in_groups = lambda function, x: function(x, 1)
+    deconver_block.checkpointed = lambda function, *tensors: function(*tensors)
     try:
         yield
     finally:
-        deconver_block.in_chunks, deconver_block.checkpointed = chunks, checkpointed
+        for name, function in replaced.items():
+            setattr(deconver_block, name, function)
 
 
 def autocast():
@@ -269,45 +268,6 @@ def _network(entry: dict) -> nn.Module:
     return torch.compile(network) if CUDA else network
 
 
-def memory_rows() -> list[dict]:
-    """What training keeps for backward, and takes at most, on a GPU: Deconver beside PlainConvUNet."""
-    default = _entry([32, 64, 128, 256, 320, 320], [[1] * 3] + [[2] * 3] * 5, 3)
-    cases = {
-        "nnU-Net's default 3D plan": (default, 1, 3, False),
-        "BraTS'23 k3": (load_preset("brats23").architecture, 4, 3, True),
-        "BraTS'23 k5": (load_preset("brats23-k5").architecture, 4, 3, True),
-    }
-    axes = {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}
-    rows = []
-    for name, (entry, channels, classes, regions) in cases.items():
-        with_both = entry | {"arch_kwargs": entry["arch_kwargs"] | axes}
-        networks = {
-            "PlainConvUNet": plain_architecture(entry),
-            "Deconver": entry,
-            "Deconver, DTC, NeRDc": with_both,
-        }
-        for network, chosen in networks.items():
-            arguments = {
-                "input_channels": channels,
-                "num_classes": classes,
-                "regions": regions,
-                "patch_size": (128, 128, 128),
-                "batch_size": 2,
-                "build_optimizer": RECIPES["nnunet" if network == "PlainConvUNet" else "deconver"].build_optimizer,
-            }
-            build = partial(build_network, chosen, channels, classes, deep_supervision=True)
-            memory = training_memory(build, **arguments)
-            row = {"plan": name, "network": network, "kept_GiB": round(memory.kept / GIB, 3)}
-            row["peak_GiB"] = round(memory.peak / GIB, 3)
-            if network == "Deconver":
-                plain = chosen | {"arch_kwargs": chosen["arch_kwargs"] | {"backend": "plain"}}
-                build = partial(build_network, plain, channels, classes, deep_supervision=True)
-                with everything_kept():
-                    row["kept_by_plain_formulation_GiB"] = round(training_memory(build, **arguments).kept / GIB, 3)
-            rows.append({"kept_by_plain_formulation_GiB": ""} | row)
-    return [{key: row[key] for key in sorted(row, key=list(rows[1]).index)} for row in rows]
-
-
 def growth_rows(rounds: int) -> list[dict]:
     """The layer as patch, batch, ratio and kernel grow."""
     rows = []
@@ -342,7 +302,6 @@ def main():
         threads=torch.get_num_threads(),
         autocast=autocast_dtype,
         machine={name: round(value, 1) for name, value in machine().items()},
-        memory=memory_rows(),
     )
 
 

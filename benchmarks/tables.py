@@ -64,8 +64,9 @@ SOURCES = {
         "2026-11-21",
         "metric_agreement.py --brats BraTS-2023-Metrics --out benchmarks/results/metric_agreement",
     ),
+    "peak_memory": ("2026-11-22", "peak_memory.py --out benchmarks/results/peak_memory"),
     "planning_hippocampus": (
-        "2026-11-21",
+        "2026-11-22",
         "planning.py Dataset004_Hippocampus nnUNetDeconverPlans nnUNetTrainerDeconver "
         "--out benchmarks/results/planning_hippocampus",
     ),
@@ -174,17 +175,41 @@ def epoch_time_before() -> str:
 
 
 def memory() -> Table:
-    """Memory of training, counted for a GPU."""
+    """What training keeps for the backward pass, counted for a GPU."""
     return [
         {
             "plan": row["plan"],
-            "network": row["network"],
-            "kept for backward / GiB": number(row["kept_GiB"], 2),
-            "by the plain formulation": number(row["kept_by_plain_formulation_GiB"], 2),
-            "peak / GiB": number(row["peak_GiB"], 2),
+            "PlainConvUNet / GiB": number(row["plain_kept_GiB"], 2),
+            "Deconver / GiB": number(row["kept_GiB"], 2),
+            "plain formulation / GiB": number(row["kept_by_plain_formulation_GiB"], 2),
         }
-        for row in provenance("speed_cpu")["memory"]
+        for row in rows("peak_memory")
+        if not row["with"]
     ]
+
+
+def peak_memory() -> Table:
+    """The most memory of a training step, Deconver beside PlainConvUNet."""
+    table = {}
+    for row in rows("peak_memory"):
+        line = table.setdefault(row["plan"], {"plan": row["plan"], "batch": f"{row['batch']} x {row['patch']}"})
+        plain, deconver = float(row["plain_peak_GiB"]), float(row["peak_GiB"])
+        with_axes = f", {row['with']}" if row["with"] else ""
+        if row["with"] in ("", "DTC, NeRDc"):
+            line[f"PlainConvUNet{with_axes} / GiB"] = f"{plain:.2f}"
+            line[f"Deconver{with_axes} / GiB"] = f"{deconver:.2f}"
+        line[f"ratio{with_axes}"] = f"{deconver / plain:.2f}"
+    columns = max(table.values(), key=len)
+    return [{column: line[column] for column in columns} for line in table.values()]
+
+
+def peak_memory_most() -> str:
+    """The least and largest share of PlainConvUNet's peak."""
+    shares = [float(row["peak_GiB"]) / float(row["plain_peak_GiB"]) for row in rows("peak_memory")]
+    return (
+        f"Deconver takes {min(shares):.2f} to {max(shares):.2f} times the memory of PlainConvUNet with the same "
+        "upsampling and heads."
+    )
 
 
 def epoch_time() -> Table:
@@ -388,8 +413,8 @@ def planned_memory() -> str:
     """Memory of Deconver on nnU-Net's plan, beside nnU-Net's network."""
     deconver, default = (f"{row['training_GiB']:.2f}" for row in provenance("planning_hippocampus")["networks"])
     return (
-        f"Deconver needs more memory for the same patch: {deconver} GiB on nnU-Net's patch and batch for Hippocampus, "
-        f"where nnU-Net's own network needs {default} GiB."
+        f"On nnU-Net's patch and batch for Hippocampus, training Deconver takes {deconver} GiB, and nnU-Net's own "
+        f"network {default} GiB."
     )
 
 
@@ -527,6 +552,8 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         machine,
         kernel_resources,
         memory,
+        peak_memory,
+        peak_memory_most,
         epoch_time,
         epoch_time_before,
         components_overhead,

@@ -107,7 +107,7 @@ def network_cost(
             channels=parts.decoder.num_classes if name == HEADS else parts.encoder.output_channels[_level(name)],
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
             flops=meters[name][0].flops,
-            ndc_flops=meters[name][1](),
+            ndc_flops=meters[name][1].flops,
             kept=memory.kept_by.get(name, 0),
         )
         for name, modules in stages.items()
@@ -147,12 +147,12 @@ def prediction_cost(
     """
     network, _, meters, total = _count_flops(build_network, input_channels, patch_size)
     parameters = sum(p.numel() for p in network.parameters())
-    return PredictionCost(parameters, total, sum(updates() for _, updates in meters.values()))
+    return PredictionCost(parameters, total, sum(updates.flops for _, updates in meters.values()))
 
 
 def _count_flops(
     build_network: Callable[[], nn.Module], input_channels: int, patch_size: Sequence[int]
-) -> tuple[nn.Module, dict[str, list[nn.Module]], dict[str, tuple["_FlopMeter", Callable[[], int]]], int]:
+) -> tuple[nn.Module, dict[str, list[nn.Module]], dict[str, tuple["_FlopMeter", "_UpdateMeter"]], int]:
     """Sends a patch through: the network, its stages, per stage what tells FLOPs and those of updates, all FLOPs."""
     # As on a GPU, where every layer is called and every operation has a count.
     with assume_device("cuda"), FakeTensorMode(), torch.no_grad():
@@ -160,8 +160,7 @@ def _count_flops(
         stages = stage_modules(network)
         with FlopCounterMode(display=False) as counter:
             meters = {
-                name: (_FlopMeter(counter, modules), _update_meters(counter, modules))
-                for name, modules in stages.items()
+                name: (_FlopMeter(counter, modules), _UpdateMeter(counter, modules)) for name, modules in stages.items()
             }
             network(torch.empty(1, input_channels, *patch_size))
     return network, stages, meters, counter.get_total_flops()
@@ -220,7 +219,14 @@ class _FlopMeter:
         self.flops += sign * self._counter.get_total_flops()
 
 
-def _update_meters(counter: FlopCounterMode, modules: Sequence[nn.Module]) -> Callable[[], int]:
-    layers = [m for module in modules for m in module.modules() if isinstance(m, NonnegativeDeconvolution)]
-    whole, sources = _FlopMeter(counter, layers), _FlopMeter(counter, [layer.source for layer in layers])
-    return lambda: whole.flops - sources.flops
+class _UpdateMeter(_FlopMeter):
+    """Sums those of the updates inside modules: of nonnegative deconvolutions without the projection to the source."""
+
+    def __init__(self, counter: FlopCounterMode, modules: Sequence[nn.Module]) -> None:
+        layers = [m for module in modules for m in module.modules() if isinstance(m, NonnegativeDeconvolution)]
+        super().__init__(counter, layers)
+        for layer in layers:
+            layer.register_forward_hook(self._leave_out_projection)
+
+    def _leave_out_projection(self, layer: NonnegativeDeconvolution, inputs: Any, source: torch.Tensor) -> None:
+        self.flops -= 2 * layer.channels * source.numel()

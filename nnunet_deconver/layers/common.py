@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -64,6 +65,11 @@ class ResetsParameters(Protocol):
 def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence[int]) -> TransposedConvolution:
     """PyTorch's transposed convolution with kernel = stride and a bias."""
     return TRANSPOSED_CONVOLUTIONS[len(stride)](in_channels, out_channels, stride, stride)
+
+
+def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What a pointwise convolution with other parameters, such as a part of its own, makes of (B, C, *S)."""
+    return {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.ndim - 2](x, weight, bias)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

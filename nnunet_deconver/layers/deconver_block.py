@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.common import CONVOLUTIONS
+from nnunet_deconver.layers.common import CONVOLUTIONS, pointwise_convolution
 from nnunet_deconver.layers.instance_norm import InstanceNorm
-from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
+from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution, Part
 from nnunet_deconver.ops import policy
 from nnunet_deconver.ops.common import check_not_empty
 from nnunet_deconver.ops.pointwise import pointwise
-from nnunet_deconver.ops.recompute import checkpointed, in_chunks
+from nnunet_deconver.ops.recompute import checkpointed, in_chunks, in_groups
 
 
 class DeconvMixer(nn.Module):
@@ -44,7 +44,31 @@ class DeconvMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        return self.ndc.project(torch.relu(self.projection_in(x)), self.projection_out)
+        return self.ndc.project(self.rectified(x), self.projection_out)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """What the NDC explains, (B, C, *S)."""
+        return torch.relu(self.projection_in(x))
+
+    def in_parts(self, rectified: Tensor, number: int) -> Tensor:
+        """What `forward` makes of `rectified`, some groups after the other, keeping nothing but that for backward.
+
+        Args:
+            rectified: (B, C, *S), see there.
+            number: of parts that the groups are divided into.
+        """
+        parts = self.ndc.parts(rectified, number)
+        weights = self.projection_out.weight.split([len(part.bias) for part in parts], 1)
+        biases = [self.projection_out.bias] + [None] * (len(parts) - 1)
+        done = None
+        for each in zip(parts, weights, biases, strict=True):
+            of_part = checkpointed(self._of_part, rectified, *each)
+            done = of_part if done is None else done + of_part
+        assert done is not None  # there is a part at least
+        return done
+
+    def _of_part(self, rectified: Tensor, part: Part, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return pointwise_convolution(self.ndc(rectified, part=part), weight, bias)
 
 
 class PointwiseMLP(nn.Sequential):
@@ -123,8 +147,36 @@ class DeconverBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        x = _add(x, self.norm_mixer, self.mixer)
-        return _add(x, self.norm_mlp, self.mlp)
+        if policy(x).in_chunks:
+            x = self._mixed(x)
+            return self._transformed(x)
+        # What is made on the way is many times the size of x, and kept out of memory. On a CPU the layers see to that.
+        x = in_groups(self._mixed_in_parts, x)
+        return in_groups(self._transformed_in_parts, x)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        return x + self.mixer(self.norm_mixer(x))
+
+    def _mixed_in_parts(self, x: Tensor, number: int) -> Tensor:
+        if number == 1 or self.mixer.ndc.groups == 1:
+            return checkpointed(self._mixed, x)
+        # Kept, as all parts need it.
+        rectified = checkpointed(lambda x: self.mixer.rectified(self.norm_mixer(x)), x)
+        return x + self.mixer.in_parts(rectified, number)
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.norm_mlp(x))
+
+    def _transformed_in_parts(self, x: Tensor, number: int) -> Tensor:
+        if number == 1:
+            return checkpointed(self._transformed, x)
+        parts = x.split(-(-x.shape[2] // number), 2)
+        mean, variance = self.norm_mlp.statistics(parts)
+
+        def transformed(part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+            return part + self.mlp(self.norm_mlp.of_part(part, mean, variance))
+
+        return torch.cat([checkpointed(transformed, part, mean, variance) for part in parts], 2)
 
     def feature_channels(self) -> int:
         """Channels of all convolution outputs in the block, NDC's own three convolutions included."""
@@ -132,11 +184,3 @@ class DeconverBlock(nn.Module):
         # projection in, source, numerator, (reconstruction, denominator) per iteration, projection out
         mixer = 2 * channels + 2 * sources + self.mixer.ndc.iterations * (channels + sources)
         return mixer + self.mlp.hidden + channels
-
-
-def _add(x: Tensor, norm: nn.Module, function: nn.Module) -> Tensor:
-    """`x + function(norm(x))`."""
-    if policy(x).in_chunks:
-        return x + function(norm(x))
-    # What is made on the way is many times the size of x, and kept out of memory. On a CPU the functions see to that.
-    return checkpointed(lambda x: x + function(norm(x)), x)

@@ -1,10 +1,14 @@
 """Instance normalisation."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_deconver.layers.common import at_least_float32
 from nnunet_deconver.ops.device import policy
+from nnunet_deconver.ops.recompute import checkpointed
 
 
 class InstanceNorm(nn.Module):
@@ -44,5 +48,46 @@ class InstanceNorm(nn.Module):
         images = [F.batch_norm(image, None, None, weight, bias, training=True, eps=self.eps) for image in x.split(1)]
         return torch.cat(images)
 
+    def statistics(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What `of_part` needs to know of images that are there in parts, along any spatial axis.
+
+        Nothing but the parts is kept for the backward pass.
+
+        Args:
+            parts: (B, C, *S) each, of which the spatial sizes may differ.
+
+        Returns:
+            Mean and variance over all voxels, (B, C, 1, ...), in float32 at least.
+        """
+        voxels = [part.shape[2:].numel() for part in parts]
+        shares = [count / sum(voxels) for count in voxels]
+        variances, means = zip(*(checkpointed(_variance_and_mean, part) for part in parts), strict=True)
+        mean = torch.stack([share * mean for share, mean in zip(shares, means, strict=True)]).sum(0)
+        variance = torch.stack(
+            [
+                share * (variance + (of_part - mean).square())
+                for share, variance, of_part in zip(shares, variances, means, strict=True)
+            ]
+        ).sum(0)
+        return mean, variance
+
+    def of_part(self, part: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """What `forward` makes of a part of images.
+
+        Args:
+            part: (B, C, *S).
+            mean: of the whole images, see `statistics`.
+            variance: likewise.
+        """
+        out = (part - mean) * (variance + self.eps).rsqrt()
+        if self.weight is not None and self.bias is not None:
+            axes = [1] * (part.ndim - 2)
+            out = out * self.weight.view(-1, *axes) + self.bias.view(-1, *axes)
+        return out.to(part.dtype)
+
     def extra_repr(self) -> str:  # noqa: D102
         return "" if self.channels is None else str(self.channels)
+
+
+def _variance_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.var_mean(at_least_float32(x), dim=tuple(range(2, x.ndim)), correction=0, keepdim=True)

@@ -6,20 +6,40 @@ layer would go on growing.
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution
+from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution, pointwise_convolution
 from nnunet_deconver.ops import nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution.backends import check_backend, fuses_projections
 from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import projected_deconvolution
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import saturated_relu
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import (
     check_eps,
     check_groups,
     check_iterations,
     check_kernel_size,
 )
+
+
+class Part(NamedTuple):
+    """What the source of some of the groups is made of.
+
+    Attributes:
+        x: their channels, (B, C', *S).
+        weight: of the pointwise convolution from all channels to their sources, (E', C, 1, ...).
+        bias: its bias, (E',).
+        filter: (C', E / groups, *k), not rectified.
+        groups: their number.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    filter: Tensor
+    groups: int
 
 
 class NonnegativeDeconvolution(nn.Module):
@@ -86,26 +106,40 @@ class NonnegativeDeconvolution(nn.Module):
         """Draws the filter anew: Kaiming uniform with a = sqrt(5)."""
         nn.init.kaiming_uniform_(self.filter, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative."""
-        if self._is_fused(x):
+    def forward(self, x: Tensor, part: Part | None = None) -> Tensor:
+        """Maps (B, C, *S), nonnegative, to the source (B, E, *S), nonnegative, or to that of a part of the groups."""
+        if part is not None:
+            source = pointwise_convolution(x, part.weight, part.bias)
+        elif self._is_fused(x):
             return self._fused(x, None, None)
-        source = self.source(x)
-        # In place: no tensor of the network is larger, and what this one was before is not needed again.
-        if source.dtype == torch.float16:
-            # The projection may overflow to inf, which the update must not see.
-            source = nn.functional.hardtanh_(source, 0, torch.finfo(torch.float16).max)
         else:
-            source = source.relu_()
+            weight, bias = self.source.parameters()
+            source, part = self.source(x), Part(x, weight, bias, self.filter, self.groups)
+        # No tensor of the network is larger, and what this one was before is not kept. In float16 the projection may
+        # overflow to inf, which the update must not see.
+        source = saturated_relu(source) if source.dtype == torch.float16 else source.relu_()
         return nonnegative_deconvolution(
-            x,
+            part.x,
             source,
-            torch.relu(self.filter),
-            groups=self.groups,
+            torch.relu(part.filter),
+            groups=part.groups,
             iterations=self.iterations,
             eps=self.eps,
             backend=self.backend,
         )
+
+    def parts(self, x: Tensor, number: int) -> list[Part]:
+        """Divides the groups, in order.
+
+        Args:
+            x: (B, C, *S).
+            number: of parts, if there are as many groups.
+        """
+        groups = -(-self.groups // number)
+        channels, sources = (groups * (size // self.groups) for size in (self.channels, self.source_channels))
+        weights, biases = (parameter.split(sources) for parameter in self.source.parameters())
+        divided = zip(x.split(channels, 1), weights, biases, self.filter.split(channels), strict=True)
+        return [Part(*part, groups=part[0].shape[1] * self.groups // self.channels) for part in divided]
 
     def project(self, x: Tensor, projection: Convolution) -> Tensor:
         """`projection(self(x))`, where it is faster without ever having the whole source in memory.

@@ -8,12 +8,17 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from torch import Tensor, nn
 
 from nnunet_deconver.layers import DeconverBlock
-from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution, ResetsParameters, transposed_convolution
+from nnunet_deconver.layers.common import (
+    CONVOLUTIONS,
+    Convolution,
+    ResetsParameters,
+    pointwise_convolution,
+    transposed_convolution,
+)
 from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
 from nnunet_deconver.ops import fast_layout
 
@@ -247,9 +252,7 @@ class DeconverDecoder(nn.Module):
         self.transpconvs = nn.ModuleList(
             transposed_convolution(features[level + 1], features[level], strides[level + 1]) for level in levels
         )
-        self.projections = nn.ModuleList(
-            convolution(2 * features[level], features[level], 1, bias=False) for level in levels
-        )
+        self.projections = nn.ModuleList(_JoiningProjection(features[level], convolution) for level in levels)
         self.stages = nn.ModuleList(
             _blocks(features[level], kernel_sizes[level], n, block_kwargs)
             for level, n in zip(levels, n_blocks, strict=True)
@@ -262,7 +265,7 @@ class DeconverDecoder(nn.Module):
         x = skips[-1]
         outputs = []
         for i, skip in enumerate(reversed(skips[:-1])):
-            x = self.projections[i](torch.cat((self.transpconvs[i](x), skip), dim=1))
+            x = self.projections[i](self.transpconvs[i](x), skip)
             x = self.stages[i](x)
             if self.deep_supervision or i == len(self.stages) - 1:
                 outputs.append(self.seg_layers[i](x))
@@ -278,6 +281,26 @@ class DeconverDecoder(nn.Module):
                 channels += self.num_classes
             total += np.int64(channels) * np.prod(size, dtype=np.int64)
         return total + components_feature_map_size(self, sizes, self.features, self.num_classes)
+
+
+class _JoiningProjection(nn.Module):
+    """A pointwise convolution of two tensors' channels, C each, side by side, to C channels, without bias.
+
+    Side by side they never are: that would be a copy of both, kept for the backward pass beside the skip itself.
+    """
+
+    def __init__(self, channels: int, convolution: Callable[..., Convolution]) -> None:
+        super().__init__()
+        self.weight = convolution(2 * channels, channels, 1, bias=False).weight
+
+    def reset_parameters(self) -> None:
+        """Draws the weight anew, as convolutions do."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Maps (B, C, *S) twice to (B, C, *S)."""
+        of_x, of_skip = self.weight.chunk(2, dim=1)
+        return pointwise_convolution(x, of_x, None) + pointwise_convolution(skip, of_skip, None)
 
 
 def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dict) -> nn.Sequential:

@@ -1,35 +1,52 @@
 """Functions whose intermediate results are made again in the backward pass instead of being kept."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+_Result = TypeVar("_Result")
+
 # Elements of the largest intermediate result of a chunk: 4 MB in float32, which stay in the cache.
 CHUNK_ELEMENTS = 2**20
 
-# Elements of an image that is worked off by itself; one fills a GPU alone (32 channels of 128^3 are twice as many).
-LARGE_IMAGE = 2**25
+# Where memory is short, so many elements at most are worked off at a time, or a tenth of the batch if that is more.
+# What is made of them on the way is some 25 times as many. So of small batches, where all the rest is small too, it is
+# 250 MB in half precision; of large ones it stays in proportion to the rest, and nothing is cut smaller than that
+# needs: a GPU has more to do at a time, and torch.compile less to compile.
+GROUP_ELEMENTS = 5 * 2**20
+GROUP_SHARE = 10
 
 
-def checkpointed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, keeping nothing but x for the backward pass: where memory is short, as on a GPU.
-
-    Large images are worked off one by one, so that what is made on the way is never there for two of them.
+def in_groups(function: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
+    """`function(x)` of some images after the other, or of parts of large ones: where memory is short, as on a GPU.
 
     Args:
-        function: maps (b, C, *S) to (b, C', *S) for any b, each image by itself; without random numbers.
+        function: maps (b, C, *S) to (b, C', *S) for any b, each image by itself. Its other argument is the number of
+            parts that it is to divide what it does into, 1 unless there is one large image; see `checkpointed`.
         x: (B, C, *S).
     """
-    images = x.split(1) if x[:1].numel() >= LARGE_IMAGE else [x]
-    if torch.is_grad_enabled():
-        done = [checkpoint(function, image, use_reentrant=False, preserve_rng_state=False) for image in images]
-    else:
-        done = [function(image) for image in images]
+    most = max(GROUP_ELEMENTS, x.numel() // GROUP_SHARE)
+    image = max(x[:1].numel(), 1)
+    done = [function(group, -(-image // most)) for group in x.split(max(most // image, 1))]
     return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def checkpointed(function: Callable[..., _Result], *arguments: object) -> _Result:
+    """`function(*arguments)`, keeping nothing but the arguments for the backward pass.
+
+    Calls may follow each other, but not contain each other: what is inside would be computed three times.
+
+    Args:
+        function: without random numbers.
+        arguments: all large tensors that it needs, and others.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def in_chunks(

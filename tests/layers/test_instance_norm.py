@@ -42,3 +42,33 @@ def test_the_layout_stays():
 def test_a_single_voxel_says_what_is_wrong():
     with pytest.raises(ValueError, match="more than 1"):
         InstanceNorm()(torch.randn(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 7), (2, 3, 5, 4), (1, 2, 4, 3, 5)])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_in_parts(shape, affine, size):
+    torch.manual_seed(0)
+    norm = InstanceNorm(shape[1] if affine else None).double()
+    for parameter in norm.parameters():
+        torch.nn.init.normal_(parameter)
+    x = (3 * torch.randn(shape, dtype=torch.float64) + 5).requires_grad_()
+    parts = x.split(size, 2)
+    mean, variance = norm.statistics(parts)
+    found = torch.cat([norm.of_part(part, mean, variance) for part in parts], 2)
+    expected = norm(x)
+    torch.testing.assert_close(found, expected)
+    gradient, inputs = torch.randn(shape, dtype=torch.float64), [x, *norm.parameters()]
+    torch.testing.assert_close(*(torch.autograd.grad(out, inputs, gradient) for out in (found, expected)))
+
+
+def test_parts_in_half_precision_have_statistics_in_float32():
+    """float16 has neither the mean's digits nor the variance's range."""
+    x = (300 * torch.randn(1, 2, 64, 16) + 1000).half()
+    norm = InstanceNorm()
+    mean, variance = norm.statistics(x.split(5, 2))
+    assert mean.dtype == variance.dtype == torch.float32
+    assert (variance > torch.finfo(torch.float16).max).all()
+    found = torch.cat([norm.of_part(part, mean, variance) for part in x.split(5, 2)], 2)
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.double(), norm(x.double()), rtol=1e-3, atol=1e-3)

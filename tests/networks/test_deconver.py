@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.ops import assume_device
+from nnunet_deconver.ops import assume_device, recompute
 
 
 def network(conv_op=nn.Conv3d, *, features=(4, 8, 16), kernels=3, strides=(1, 2, 2), inputs=1, classes=2, **kwargs):
@@ -51,7 +51,10 @@ TABLE = [
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])  # by different paths
 @pytest.mark.parametrize("configuration, kernel, options, parameters, flops, flops_with_ndc", TABLE)
-def test_published_parameters_and_flops(configuration, kernel, options, parameters, flops, flops_with_ndc, device):
+def test_published_parameters_and_flops(
+    monkeypatch, configuration, kernel, options, parameters, flops, flops_with_ndc, device
+):
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", 10**9)  # parts of a layer do not count as that layer
     model = paper_network(*configuration, kernel, **options)
     lower_heads = sum(p.numel() for head in model.decoder.seg_layers[:-1] for p in head.parameters())
     counted = sum(p.numel() for p in model.parameters()) - lower_heads
@@ -133,7 +136,7 @@ def test_feature_map_size_counts_every_convolution(monkeypatch, conv_op, kernels
     model = network(conv_op, kernels=kernels, strides=strides, **options)
     counted = []
     for layer in model.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
+        if isinstance(layer, (nn.modules.conv._ConvNd, type(model.decoder.projections[0]))):
             layer.register_forward_hook(lambda module, inputs, output: counted.append(output.numel()))
     from nnunet_deconver.ops.nonnegative_deconvolution import reference
 
@@ -294,3 +297,37 @@ def test_a_compiled_training_step_on_the_gpu(dtype):
     assert all(p.isfinite().all() for p in model.parameters())
     for output, expected in zip(outputs, exact, strict=True):
         assert (output.double() - expected).norm() / expected.norm() < 0.15
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_the_decoder_joins_without_putting_side_by_side(rank):
+    """The weights are those of a convolution of both, and a skip is kept once."""
+    convolution = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    model = network(convolution).double()
+    joining = model.decoder.projections[-1]
+    x, skip = (torch.randn(2, 4, *(6, 5, 7)[:rank], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    plain = convolution(8, 4, 1, bias=False).double()
+    plain.load_state_dict(joining.state_dict())
+    expected = plain(torch.cat((x, skip), dim=1))
+    kept = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
+        found = joining(x, skip)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad(found, [x, skip, joining.weight], gradient),
+        torch.autograd.grad(expected, [x, skip, plain.weight], gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+    halves = [half.data_ptr() for half in joining.weight.chunk(2, 1)]
+    assert kept == {x.data_ptr(), skip.data_ptr(), *halves}
+
+
+def test_the_decoders_projections_start_as_convolutions():
+    torch.manual_seed(0)
+    expected = nn.Conv2d(8, 4, 1, bias=False).weight
+    projection = network(nn.Conv2d).decoder.projections[-1]
+    torch.manual_seed(0)
+    Deconver.initialize(projection)
+    assert torch.equal(projection.weight, expected)

@@ -11,7 +11,7 @@ from nnunet_deconver.ops import (
     nonnegative_deconvolution_reference,
     same_convolution,
 )
-from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import differentiate_plain
+from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import differentiate_plain, saturated_relu
 
 BOTH = pytest.mark.parametrize("operation", [nonnegative_deconvolution, nonnegative_deconvolution_reference])
 
@@ -291,3 +291,16 @@ def test_memory_layouts_give_the_same(layout):
     expected = nonnegative_deconvolution_reference(x, source, filter, groups=3)
     inputs = [t.contiguous(memory_format=layout) for t in (x, source)]
     torch.testing.assert_close(nonnegative_deconvolution(*inputs, filter, groups=3), expected)
+
+
+def test_the_saturated_relu_keeps_its_result_alone():
+    largest = torch.finfo(torch.float16).max
+    x = torch.tensor([-float("inf"), -1, 0, 1, largest, float("inf")], dtype=torch.float16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        out = saturated_relu(x)
+    expected = torch.nn.functional.hardtanh(x, 0, largest)
+    assert out.tolist() == expected.tolist() == [0, 0, 0, 1, largest, largest]
+    assert [tensor.data_ptr() for tensor in kept] == [out.data_ptr()]
+    gradient = torch.full_like(x, 2)
+    torch.testing.assert_close(*(torch.autograd.grad(each, x, gradient) for each in (out, expected)))

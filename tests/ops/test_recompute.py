@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from nnunet_deconver.ops import recompute
-from nnunet_deconver.ops.recompute import checkpointed, in_chunks
+from nnunet_deconver.ops.recompute import checkpointed, in_chunks, in_groups
 
 
 class Kept:
@@ -121,9 +121,7 @@ def test_chunks_have_no_second_derivative(monkeypatch):
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_checkpointing_keeps_the_input_alone(monkeypatch, large):
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 1 if large else 10**9)
+def test_checkpointing_keeps_its_arguments_alone():
     function = network(3, 3)
     x = torch.randn(2, 3, 6, 5, 4, dtype=torch.float64)
     expected = gradients(function, x, tuple(function.parameters()))
@@ -131,29 +129,41 @@ def test_checkpointing_keeps_the_input_alone(monkeypatch, large):
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
     with Kept() as kept:
-        checkpointed(function, x.requires_grad_())
-    assert kept.nbytes == x.nbytes
-
-
-def test_large_images_are_checkpointed_one_by_one(monkeypatch):
-    x = torch.randn(3, 2, 4, requires_grad=True)
-    shapes = []
-
-    def watched(x):
-        shapes.append(tuple(x.shape))
-        return x.exp()
-
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 9)
-    checkpointed(watched, x)
-    assert shapes == [(3, 2, 4)]
-    shapes.clear()
-    monkeypatch.setattr(recompute, "LARGE_IMAGE", 8)
-    with torch.no_grad():
-        torch.testing.assert_close(checkpointed(watched, x), x.exp())
-    assert shapes == [(1, 2, 4)] * 3
+        checkpointed(lambda x, y: function(x * y), x.requires_grad_(), x.detach().exp())
+    assert kept.nbytes == 2 * x.nbytes
 
 
 def test_no_graph_no_checkpoint(monkeypatch):
     monkeypatch.setattr(recompute, "checkpoint", lambda *_, **__: pytest.fail("checkpointed"))
     with torch.no_grad():
         checkpointed(torch.exp, torch.ones(2))
+
+
+# Images of 8 elements.
+@pytest.mark.parametrize(
+    ("elements", "share", "images", "groups", "parts"),
+    [
+        (24, 8, 3, [3], 1),  # one group
+        (23, 8, 3, [2, 1], 1),
+        (8, 8, 3, [1, 1, 1], 1),
+        (7, 8, 3, [1, 1, 1], 2),  # large images
+        (2, 8, 1, [1], 4),
+        (1, 8, 1, [1], 8),
+        (16, 8, 5, [2, 2, 1], 1),
+        (1, 3, 11, [3, 3, 3, 2], 1),  # a share of the batch
+        (1, 3, 2, [1, 1], 2),
+        (1, 8, 0, [0], 1),
+    ],
+)
+def test_no_more_than_a_bound_is_worked_off_at_a_time(monkeypatch, elements, share, images, groups, parts):
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", elements)
+    monkeypatch.setattr(recompute, "GROUP_SHARE", share)
+    x = torch.randn(images, 2, 4)
+    seen = []
+
+    def watched(x, number):
+        seen.append((len(x), number))
+        return x.exp()
+
+    torch.testing.assert_close(in_groups(watched, x), x.exp())
+    assert seen == [(images, parts) for images in groups]

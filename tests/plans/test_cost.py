@@ -6,6 +6,7 @@ from torch import nn
 
 from nnunet_deconver.networks import Deconver
 from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.ops import recompute
 from nnunet_deconver.plans.cost import network_cost, prediction_cost, stage_modules
 
 
@@ -50,6 +51,16 @@ def test_the_published_table(configuration, kernel, options, parameters, without
     voxels = math.prod(patch_size)
     assert round((cost.flops - cost.ndc_flops) / voxels / 1e3, 1) == without
     assert round(cost.flops / voxels / 1e3, 1) == with_updates
+
+
+def test_flops_are_the_same_in_parts(monkeypatch, architecture):
+    entry = architecture("deconver", 3)
+    whole = cost_of(entry, (16, 16, 16))
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", 1)
+    in_parts = cost_of(entry, (16, 16, 16))
+    for name in ("flops", "ndc_flops"):
+        assert getattr(in_parts, name) == getattr(whole, name) > 0
+    assert [(row.flops, row.ndc_flops) for row in in_parts.stages] == [(r.flops, r.ndc_flops) for r in whole.stages]
 
 
 @pytest.mark.parametrize("axes", [{}, {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}], ids=str)

@@ -12,7 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from nnunet_deconver.layers import DeconverBlock
-from nnunet_deconver.networks.architecture import DECONVER, build_network
+from nnunet_deconver.networks.architecture import (
+    DECONVER,
+    build_network,
+    deconver_architecture,
+    plain_architecture,
+)
 from nnunet_deconver.ops import assume_device, device_type
 from nnunet_deconver.plans import memory
 from nnunet_deconver.plans.memory import TrainingMemory, training_memory
@@ -300,6 +305,29 @@ def test_memory_grows_with_the_batch_as_what_is_kept_does(architecture):
     # The convolution's weights in half precision are kept once, whatever the batch.
     assert 1.95 < four.kept / two.kept <= 2
     assert math.isclose(four.peak - two.peak, four.kept - two.kept, rel_tol=0.5)
+
+
+# Small images, large ones, one, and flat ones.
+@pytest.mark.parametrize(
+    "rank, patch_size, batch_size",
+    [(3, (40, 56, 40), 7), (3, (96, 96, 96), 2), (3, (128, 128, 128), 1), (2, (512, 512), 4)],
+    ids=str,
+)
+def test_deconver_takes_no_more_than_nnunets_network(rank, patch_size, batch_size):
+    strides = [[1] * rank] + [[2] * rank] * 3
+    topology = {
+        "n_stages": 4,
+        "features_per_stage": [32, 64, 128, 256],
+        "conv_op": f"torch.nn.Conv{rank}d",
+        "kernel_sizes": [[3] * rank] * 4,
+        "strides": strides,
+    }
+    plain = plain_architecture({"network_class_name": "", "arch_kwargs": topology})
+    peaks = [
+        estimate(entry, patch_size, batch_size=batch_size, build_optimizer=build_optimizer).peak
+        for entry, build_optimizer in ((deconver_architecture(plain), adamw), (plain, sgd))
+    ]
+    assert peaks[0] <= peaks[1]
 
 
 def test_counting_leaves_no_trace(architecture):

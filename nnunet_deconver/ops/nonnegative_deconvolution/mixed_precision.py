@@ -101,6 +101,26 @@ def narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+def saturated_relu(values: Tensor) -> Tensor:
+    """ReLU, in which what exceeds the dtype's largest value becomes that. It keeps its result alone for backward."""
+    return _SaturatedReLU.apply(values)
+
+
+class _SaturatedReLU(torch.autograd.Function):
+    # PyTorch's hardtanh, in place too, keeps what it was given.
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        out = values.clamp(0, torch.finfo(values.dtype).max)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    # PyTorch's takes any number of gradients.
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradient, out, 0, torch.finfo(out.dtype).max)
+
+
 class _Widen(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, dtype: torch.dtype) -> Tensor:
