@@ -60,13 +60,13 @@ def halved(rank: int, stages: int) -> list[list[int]]:
     return [[1] * rank] + [[2] * rank] * (stages - 1)
 
 
-def of_preset(name: str, patch_size: tuple[int, ...] = (), batch_size: int = 0) -> Plan:
-    """A preset; patch and batch are given where it leaves them to the planner."""
+def of_preset(name: str) -> Plan:
+    """A preset whose source prints patch and batch."""
     preset = load_preset(name)
     return Plan(
         preset.architecture,
-        tuple(preset.patch_size or patch_size),
-        preset.batch_size or batch_size,
+        tuple(preset.patch_size),
+        preset.batch_size,
         preset.input_channels,
         preset.num_classes,
         preset.regions,
@@ -83,7 +83,7 @@ PLANS = {
     "isles22": of_preset("isles22"),
     "brats23": of_preset("brats23"),
     "brats23-k5": of_preset("brats23-k5"),
-    "glas": of_preset("glas", (512, 512), 16),
+    "glas": of_preset("glas"),
     "isles26": of_preset("isles26"),
 }
 

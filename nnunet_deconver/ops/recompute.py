@@ -15,9 +15,9 @@ CHUNK_ELEMENTS = 2**20
 
 # Where memory is short, so many elements at most are worked off at a time, or a tenth of the batch if that is more.
 # What is made of them on the way is some 25 times as many. So of small batches, where all the rest is small too, it is
-# 250 MB in half precision; of large ones it stays in proportion to the rest, and nothing is cut smaller than that
+# 150 MB in half precision; of large ones it stays in proportion to the rest, and nothing is cut smaller than that
 # needs: a GPU has more to do at a time, and torch.compile less to compile.
-GROUP_ELEMENTS = 5 * 2**20
+GROUP_ELEMENTS = 3 * 2**20
 GROUP_SHARE = 10
 
 

@@ -41,6 +41,8 @@ def test_the_printed_commands_run(warm, tmp_path, name):
         if source is not None:
             shutil.copytree(source / DATASET, tmp_path / folder / DATASET)
     shutil.rmtree(tmp_path / "preprocessed" / DATASET / "nnUNetPlans_2d")
+    # Of trainings of other tests.
+    (tmp_path / "preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
 
     report = warm.run("nnunet-deconver", "plan", "-d", 901, "--preset", small, **variables)
     lines = report[report.index("\nnext:\n") :].strip().splitlines()[1:]
