@@ -71,6 +71,7 @@ SOURCES = {
         "--out benchmarks/results/planning_hippocampus",
     ),
     "published": ("2026-11-21", "published.py --authors deconver --out benchmarks/results/published"),
+    "soak": ("2026-11-22", 'make soak ARGS="--minutes 60 --seed 3000 --out benchmarks/results/soak"'),
     "speed_cpu": ("2026-11-21", "speed.py --out benchmarks/results/speed_cpu"),
     "thin_structures_cpu": ("2026-11-21", "thin_structures.py --out benchmarks/results/thin_structures_cpu"),
     "training_memory_cpu": ("2026-11-21", "training_memory.py --out benchmarks/results/training_memory_cpu"),
@@ -534,7 +535,7 @@ def results() -> Table:
         table.append(
             {
                 "file": f"[`{name}`](results/{name}.{'json' if found else 'csv'})",
-                "command": f"`{command if command.startswith('nnunet') else f'python benchmarks/{command}'}`",
+                "command": f"`{command if command.startswith(('nnunet', 'make')) else f'python benchmarks/{command}'}`",
                 "commit": f"{found['commit']}, {date}" if found else "not recorded",
                 "device": found.get("device", "not recorded"),
                 "versions": ", ".join(f"{key} {value}" for key, value in versions.items()) or "not recorded",
