@@ -11,6 +11,7 @@ import numpy as np
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import check_is_file, read_json, written_whole
+from nnunet_deconver.integration.images import check_image_file
 
 Splits = list[dict[str, list[str]]]
 
@@ -109,11 +110,12 @@ def foreground_volumes(
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     ignored = dataset_json["labels"].get("ignore")
-    example = str(next(iter(labels.values())))
-    volumes = {}
+    reader, volumes = None, {}
     for case in progress(list(labels)):
         try:
-            reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
+            check_image_file(labels[case])
+            # Found once, by reading the first file.
+            reader = reader or determine_reader_writer_from_dataset_json(dataset_json, str(labels[case]), verbose=False)
             segmentation, properties = reader().read_seg(str(labels[case]))
         except Exception as error:  # each reader raises its own
             reason = " ".join(str(error).split())[:300] or type(error).__name__

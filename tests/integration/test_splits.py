@@ -112,11 +112,26 @@ def test_volumes_of_labels(raw):
     labels = training_cases(raw, DATASET)
     assert list(labels) == ["c0", "c1", "c2"]
     assert foreground_volumes(labels, DATASET) == {"c0": 16.0, "c1": 32.0, "c2": 48.0}
+    # SimpleITK would fill up with zeros what is cut off.
+    whole = labels["c1"].read_bytes()
+    labels["c1"].write_bytes(whole[: len(whole) * 3 // 4])
+    with pytest.raises(InputError, match=r"labelsTr/c1.nii.gz: cannot be read \(is cut short"):
+        foreground_volumes(labels, DATASET)
     (raw / "labelsTr" / "c1.nii.gz").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"labelsTr/c1.nii.gz: cannot be read"):
         foreground_volumes(labels, DATASET)
     with pytest.raises(InputError, match="has no folder imagesTr"):
         training_cases(raw / "labelsTr", DATASET)
+
+
+def test_the_reader_of_labels_is_looked_for_once(raw, monkeypatch):
+    from nnunetv2.imageio import reader_writer_registry as registry
+
+    found, calls = registry.determine_reader_writer_from_dataset_json, []
+    name = "determine_reader_writer_from_dataset_json"
+    monkeypatch.setattr(registry, name, lambda *a, **o: calls.append(a) or found(*a, **o))
+    foreground_volumes(training_cases(raw, DATASET), DATASET)
+    assert len(calls) == 1
 
 
 def test_columns_of_a_table(tmp_path):
