@@ -7,8 +7,9 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nnunet_deconver.ops.common import CONVOLVE
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -69,7 +70,7 @@ def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence
 
 def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """What a pointwise convolution with other parameters, such as a part of its own, makes of (B, C, *S)."""
-    return {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[x.ndim - 2](x, weight, bias)
+    return CONVOLVE[x.ndim - 2](x, weight, bias)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

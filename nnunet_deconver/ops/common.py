@@ -1,7 +1,11 @@
 """What several operations need: checks of tensors, and computing in full precision under autocast."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# By the number of spatial axes.
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def check_not_empty(x: Tensor) -> None:

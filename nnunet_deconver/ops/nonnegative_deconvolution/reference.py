@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_deconver.ops.common import check_not_empty, full_precision
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+from nnunet_deconver.ops.common import CONVOLVE, check_not_empty, full_precision
 
 
 def same_convolution(source: Tensor, filter: Tensor, *, groups: int = 1) -> Tensor:
@@ -26,7 +23,7 @@ def same_convolution(source: Tensor, filter: Tensor, *, groups: int = 1) -> Tens
     Returns:
         (B, C, *S).
     """
-    convolution = _CONVOLUTIONS[filter.ndim - 2]
+    convolution = CONVOLVE[filter.ndim - 2]
     padding = [k // 2 for k in filter.shape[2:]]
     return convolution(source, filter, padding=padding, groups=groups)
 
@@ -53,7 +50,7 @@ def adjoint_filter(filter: Tensor, *, groups: int = 1) -> Tensor:
 def check_arguments(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int, eps: float) -> None:
     """Raises ValueError for arguments that no path of the operation accepts."""
     rank = x.ndim - 2
-    if rank not in _CONVOLUTIONS:
+    if rank not in CONVOLVE:
         raise ValueError(
             f"x must be (B, C, *S) with 1, 2 or 3 spatial axes, got shape {tuple(x.shape)} ({rank} spatial axes)"
         )
