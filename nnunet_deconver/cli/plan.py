@@ -41,8 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="nnunet, deconver, deconver_short, nerd or dtc: what it will be trained with; default: what the backbone "
-        "usually is",
+        help="what it will be trained with, see `nnunet-deconver list recipes`; default: what the backbone usually is",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="a published configuration (see `list`), or a file like theirs"
