@@ -13,7 +13,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-FOLDER = "nnunet_deconver/ops/nonnegative_deconvolution"
+FOLDER = "nnunet_deconver/ops/cpu_kernels"
+SOURCES = [f"{FOLDER}/{name}.c" for name in ("deconvolution", "pointwise")]
 # Set of instructions to floats in a vector, and what a compiler calls it.
 INSTRUCTIONS = {
     "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),
@@ -44,8 +45,9 @@ class PlatformWheel(bdist_wheel):
 setup(
     ext_modules=[
         Extension(
-            f"{FOLDER.replace('/', '.')}.cpu_kernels_{name}",
-            [f"{FOLDER}/cpu_kernels.c"],
+            f"{FOLDER.replace('/', '.')}.kernels_{name}",
+            SOURCES,
+            depends=[f"{FOLDER}/vectors.h"],
             define_macros=[("LANES", str(lanes))],
             extra_compile_args=["-O3", *flags, *THREADS],
             extra_link_args=THREADS,

@@ -111,7 +111,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         yield "torch", f"cannot be imported: {error}"
         return
-    from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
+    from nnunet_deconver.ops.cpu_kernels import compiled_kernels
 
     yield "torch", torch.__version__
     yield "triton", installed_version("triton") or "not installed"

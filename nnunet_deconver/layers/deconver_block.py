@@ -92,11 +92,13 @@ class PointwiseMLP(nn.Sequential):
             return super().forward(input)
         check_not_empty(input)
         activation = self[1]
-        parameters = weight_in, bias_in, weight_out, bias_out = tuple(self.parameters())
+        weight_in, bias_in, weight_out, bias_out = self.parameters()
+        matrix_in, matrix_out = (weight.flatten(1).t().contiguous() for weight in (weight_in, weight_out))
+        parameters = matrix_in, bias_in, matrix_out, bias_out
 
         def of_voxels(rows: Tensor) -> Tensor:
-            hidden = activation(pointwise(rows, weight_in.flatten(1), bias_in))
-            return pointwise(hidden, weight_out.flatten(1), bias_out)
+            hidden = activation(pointwise(rows, matrix_in, bias_in))
+            return pointwise(hidden, matrix_out, bias_out)
 
         voxels = input.movedim(1, -1)
         expansion = self.hidden / self.channels

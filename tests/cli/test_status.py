@@ -9,7 +9,8 @@ import torch
 from nnunet_deconver import cli
 from nnunet_deconver.cli import status
 from nnunet_deconver.integration import installation, registration, trainers
-from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
+from nnunet_deconver.ops import cpu_kernels
+from nnunet_deconver.ops.nonnegative_deconvolution import backends
 
 
 def ours():
@@ -147,8 +148,8 @@ def test_variables(root, show, tmp_path, monkeypatch):
 
 def test_cpu_kernels(root, show, monkeypatch):
     _, report, _ = show(ours())
-    assert f"{'CPU kernels':<20} {', '.join(cpu_update.compiled_kernels())}" in report
-    monkeypatch.setattr(cpu_update, "_libraries", dict)
+    assert f"{'CPU kernels':<20} {', '.join(cpu_kernels.compiled_kernels())}" in report
+    monkeypatch.setattr(cpu_kernels, "libraries", dict)
     _, report, _ = show(ours())
     assert "CPU kernels          none, " in report
     assert "install a C compiler" in report

@@ -11,7 +11,7 @@ import torch
 
 from nnunet_deconver.networks.architecture import DECONVER, deconver_architecture
 from nnunet_deconver.networks.backbones import with_components
-from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
+from nnunet_deconver.ops.cpu_kernels import compiled_kernels
 from nnunet_deconver.recipes import warmup_cosine
 
 pytestmark = pytest.mark.slow

@@ -10,10 +10,10 @@ from torch import nn
 
 from nnunet_deconver.layers import NonnegativeDeconvolution
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.ops import assume_device, explain_backend, nonnegative_deconvolution, policy
+from nnunet_deconver.ops import assume_device, cpu_kernels, explain_backend, nonnegative_deconvolution, policy
 from nnunet_deconver.ops.nonnegative_deconvolution import backends, cpu_update
 
-compiled = pytest.mark.skipif(not cpu_update.compiled_kernels(), reason="no C compiler when the package was installed")
+compiled = pytest.mark.skipif(not cpu_kernels.compiled_kernels(), reason="no C compiler when the package was installed")
 
 
 def problem(channels=16):
@@ -82,7 +82,7 @@ def test_an_unknown_name_is_refused_everywhere(monkeypatch):
 @compiled
 def test_the_cpu_is_explained(monkeypatch):
     assert explain_backend("cpu") == ("cpu", None)
-    monkeypatch.setattr(cpu_update, "_libraries", dict)
+    monkeypatch.setattr(cpu_kernels, "libraries", dict)
     path, why = explain_backend("cpu")
     assert path == "plain"
     assert "install a C compiler" in why
@@ -90,7 +90,7 @@ def test_the_cpu_is_explained(monkeypatch):
 
 @pytest.mark.parametrize("backend", ["plain", "cpu"])
 def test_a_layer_and_a_network_take_what_they_are_told(monkeypatch, taken, backend):
-    if not cpu_update.compiled_kernels():
+    if not cpu_kernels.compiled_kernels():
         pytest.skip("no C compiler when the package was installed")
     fused = []
     run = cpu_update.projected_deconvolution

@@ -30,10 +30,11 @@ import sys
 from pathlib import Path
 from unittest import mock
 import pytest
-from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update
+from nnunet_deconver.ops import cpu_kernels
 
-with mock.patch.object(cpu_update, "_FOLDER", Path(sys.argv[1])):
-    sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", "tests/ops/test_cpu_update.py"]))
+with mock.patch.object(cpu_kernels, "_FOLDER", Path(sys.argv[1])):
+    tests = [f"tests/ops/test_{name}.py" for name in ("cpu_update", "pointwise")]
+    sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests]))
 """
 
 
@@ -46,7 +47,7 @@ def run(script, *arguments, **environment):
 
 def build_and_test(folder, *, without="", added=(), **environment):
     run(BUILD, str(folder), without, *added)
-    libraries = list(folder.rglob("cpu_kernels_*.so"))
+    libraries = list(folder.rglob("kernels_*.so"))
     assert libraries
     # Tests are skipped where there are no kernels, or none that can be loaded.
     assert "skipped" not in run(TEST, str(libraries[0].parent), **environment)

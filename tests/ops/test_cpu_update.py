@@ -10,23 +10,23 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_deconver.ops import nonnegative_deconvolution
+from nnunet_deconver.ops import cpu_kernels, nonnegative_deconvolution
 from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import nonnegative_deconvolution_reference
 
 ROOT = Path(__file__).parents[2]
-compiled = pytest.mark.skipif(not cpu_update._libraries(), reason="no C compiler when the package was installed")
+compiled = pytest.mark.skipif(not cpu_kernels.libraries(), reason="no C compiler when the package was installed")
 
 
 def test_compiled_where_there_is_a_compiler():
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    assert cpu_update._libraries()
+    assert cpu_kernels.libraries()
 
 
 def test_functions_are_declared_as_in_c():
     """Undeclared, ctypes takes any arguments, and what happens to be in a register for the result of a void."""
-    source = Path(cpu_update.__file__).with_name("cpu_kernels.c").read_text()
+    source = "".join(path.read_text() for path in Path(cpu_kernels.__file__).parent.glob("*.c"))
     types = {"void": None, "int": ctypes.c_int, "float": ctypes.c_float, "whole": ctypes.c_longlong}
 
     def type_of(argument):
@@ -36,7 +36,7 @@ def test_functions_are_declared_as_in_c():
         name: [types[result], *(type_of(argument) for argument in arguments.split(",") if argument != "void")]
         for result, name, arguments in re.findall(r"^(void|int) (\w+)\(([^)]*)\) \{", source, re.MULTILINE)
     }
-    assert functions == cpu_update._FUNCTIONS
+    assert functions == cpu_kernels._FUNCTIONS
 
 
 def operands(shape, kernel, ratio, dtype=torch.float64, seed=0):
@@ -58,11 +58,11 @@ def distances(found, exact):
     return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
 
 
-@pytest.fixture(params=sorted(cpu_update._libraries()))
+@pytest.fixture(params=sorted(cpu_kernels.libraries()))
 def lanes(request, monkeypatch):
     """Each library that runs here, in turn."""
-    library = {request.param: cpu_update._libraries()[request.param]}
-    monkeypatch.setattr(cpu_update, "_libraries", lambda: library)
+    library = {request.param: cpu_kernels.libraries()[request.param]}
+    monkeypatch.setattr(cpu_kernels, "libraries", lambda: library)
     return request.param
 
 
@@ -254,7 +254,7 @@ def test_plain_where_nothing_is_computed_or_operations_are_watched(taken):
 
 @compiled
 def test_without_compiled_kernels(monkeypatch, taken):
-    monkeypatch.setattr(cpu_update, "_libraries", dict)
+    monkeypatch.setattr(cpu_kernels, "libraries", dict)
     tensors = operands((1, 16, 6, 6), (3, 3), 2, torch.float32)
     nonnegative_deconvolution(*tensors, groups=16)
     assert taken == ["plain"]
@@ -264,9 +264,9 @@ def test_without_compiled_kernels(monkeypatch, taken):
 
 @compiled
 def test_kernels_compiled_for_another_version_are_not_called(monkeypatch):
-    find = cpu_update._libraries.__wrapped__
+    find = cpu_kernels.libraries.__wrapped__
     assert find()
-    monkeypatch.setattr(cpu_update, "_INTERFACE", 0)
+    monkeypatch.setattr(cpu_kernels, "_INTERFACE", 0)
     assert not find()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_deconver.ops import nonnegative_deconvolution, nonnegative_deconvolution_reference
-from nnunet_deconver.ops.nonnegative_deconvolution import cpu_update, mixed_precision, reference, triton_machine
+from nnunet_deconver.ops import cpu_kernels, nonnegative_deconvolution, nonnegative_deconvolution_reference
+from nnunet_deconver.ops.nonnegative_deconvolution import mixed_precision, reference, triton_machine
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -26,7 +26,7 @@ def load(name):
 
 
 sweep = load("numerics_sweep")
-compiled = pytest.mark.skipif(not cpu_update.compiled_kernels(), reason="no C compiler when the package was installed")
+compiled = pytest.mark.skipif(not cpu_kernels.compiled_kernels(), reason="no C compiler when the package was installed")
 interpreted = pytest.mark.skipif(
     triton_machine.TRITON_OBSTACLE is not None or not triton_machine.INTERPRETED,
     reason="Triton's interpreter is not used here",

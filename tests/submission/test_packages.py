@@ -8,7 +8,7 @@ import pytest
 
 import nnunet_deconver
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.ops.nonnegative_deconvolution.cpu_update import compiled_kernels
+from nnunet_deconver.ops.cpu_kernels import compiled_kernels
 from nnunet_deconver.submission import packages
 
 

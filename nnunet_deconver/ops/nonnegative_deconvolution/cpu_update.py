@@ -6,77 +6,25 @@ cache: a pointwise projection makes a slab of it, and of the updated slab anothe
 again, backward. Whole are only tensors of the image's size. A slab needs some planes beyond its own; they are kept from
 the slab before.
 
-The kernels (`cpu_kernels.c`) are compiled when the package is installed.
+The kernels (`cpu_kernels/deconvolution.c`) are compiled when the package is installed.
 """
 
 import ctypes
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from nnunet_deconver.ops import cpu_kernels
 from nnunet_deconver.ops.common import check_not_empty, full_precision
 from nnunet_deconver.ops.nonnegative_deconvolution.mixed_precision import narrow, widen
 from nnunet_deconver.ops.nonnegative_deconvolution.reference import compute_dtype
-from nnunet_deconver.ops.pointwise import pointwise, pointwise_weight_gradient
+from nnunet_deconver.ops.pointwise import add_gradients, multiply
 
 # Elements of the source in a slab, without the planes kept from the slab before.
 SLAB_ELEMENTS = 2**20
-
-# Of the kernels' functions, see `interface` there: in a clone that is installed editable the compiled may be older.
-_INTERFACE = 1
-_FOLDER = Path(__file__).parent
-_INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
-_POINTER, _WHOLE, _REAL, _INT = ctypes.c_void_p, ctypes.c_longlong, ctypes.c_float, ctypes.c_int
-# Each function of the kernels: what it returns (None is C's void), then its arguments.
-_FUNCTIONS = {
-    "interface": [_INT],
-    "gather_source": [None, _POINTER, _POINTER, _WHOLE, _POINTER, _POINTER, _WHOLE, _WHOLE, _INT],
-    "update_source": [None, *[_POINTER] * 4, _REAL, _POINTER, *[_WHOLE] * 3, _INT],
-    "differentiate_quotient": [None, *[_POINTER] * 4, _REAL, *[_POINTER] * 4, *[_WHOLE] * 3, _INT],
-    "differentiate_source": [None, *[_POINTER] * 5, _REAL, *[_POINTER] * 2, *[_WHOLE] * 2, _INT],
-    "correlate": [_INT, _POINTER, _POINTER, _POINTER, _WHOLE, _POINTER, _WHOLE, _WHOLE, _INT],
-}
-# A library as its functions alone, by name: none can be called but with the types above.
-_Library = dict[str, Callable]
-
-
-def _instructions() -> dict[int, str]:
-    """Sets of instructions of this processor, by the channels that kernels compute at once with them, most first."""
-    return _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), {4: "default"})
-
-
-def compiled_kernels() -> list[str]:
-    """Names of the sets of instructions for which there are kernels that this processor can run."""
-    return [_instructions()[lanes] for lanes in _libraries()]
-
-
-@functools.cache
-def _libraries() -> dict[int, _Library]:
-    """The kernels that this processor can run, by the channels that they compute at once, most first."""
-    found = {}
-    for lanes, name in _instructions().items():
-        # They find OpenMP's threads there already: PyTorch's, as long as it names its OpenMP as the system's is named.
-        try:
-            library = ctypes.CDLL(str(_FOLDER / f"cpu_kernels_{name}.so"))
-        except OSError:
-            continue
-        if _function(library, "interface")() == _INTERFACE:
-            found[lanes] = {function: _function(library, function) for function in _FUNCTIONS}
-    return found
-
-
-def _function(library: ctypes.CDLL, name: str) -> Callable:
-    return ctypes.CFUNCTYPE(*_FUNCTIONS[name])((name, library))
-
-
-def _library(channels: int) -> _Library | None:
-    return next((library for lanes, library in _libraries().items() if channels % lanes == 0), None)
 
 
 def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations: int) -> str | None:
@@ -89,31 +37,24 @@ def obstacle(x: Tensor, source: Tensor, filter: Tensor, groups: int, iterations:
         groups: of channels.
         iterations: updates.
     """
-    if not _libraries():
+    if not cpu_kernels.libraries():
         return (
             "it has no kernels for this processor, which are compiled when this package is installed "
             "(install a C compiler, then this package again)"
         )
     if groups != x.shape[1]:
         return f"it needs a group per channel, and there are {groups} groups for {x.shape[1]} channels"
-    if _library(x.shape[1]) is None:
-        return f"it computes {min(_libraries())} channels at once, and {x.shape[1]} is not a multiple of that"
+    if cpu_kernels.library(x.shape[1]) is None:
+        return (
+            f"it computes {min(cpu_kernels.libraries())} channels at once, and {x.shape[1]} is not a multiple of that"
+        )
     if iterations != 1:
         return f"it makes 1 update, not {iterations}"
     if compute_dtype(x, source, filter) != torch.float32:
         return f"it computes in float32, not in {compute_dtype(x, source, filter)}"
-    if x.device.type != "cpu" or not all(map(_is_real, (x, source, filter))):
+    if x.device.type != "cpu" or not all(map(cpu_kernels.is_real, (x, source, filter))):
         return "it computes real tensors on a CPU, not what is being traced, compiled or counted"
     return None
-
-
-def _is_real(tensor: Tensor) -> bool:
-    return not (
-        type(tensor) not in (Tensor, torch.nn.Parameter)
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] documented, but not exported
-        or is_in_torch_dispatch_mode()
-    )
 
 
 def nonnegative_deconvolution_cpu(
@@ -171,10 +112,10 @@ def projected_deconvolution(
     out = _Update.apply(
         x.movedim(1, -1).contiguous(),
         None,
-        ratio_first(source_weight),
+        ratio_first(source_weight).t().contiguous(),
         ratio_first(source_bias),
         _filter_last(filter),
-        None if out_weight is None else ratio_first(out_weight.t()).t().contiguous(),
+        None if out_weight is None else ratio_first(out_weight.t()),
         out_bias,
         eps,
     )
@@ -217,8 +158,13 @@ def _slabs(depth: int, planes: int, halo: int) -> Iterator[_Slab]:
         first, before, done = end, start, stop
 
 
+_KERNEL = cpu_kernels.WHOLE * 3
+
+
 class _Geometry(ctypes.Structure):
-    _fields_ = [(name, _WHOLE) for name in ("depth", "height", "width", "channels", "ratio")] + [("kernel", _WHOLE * 3)]
+    _fields_ = [(name, cpu_kernels.WHOLE) for name in ("depth", "height", "width", "channels", "ratio")] + [
+        ("kernel", cpu_kernels.WHOLE * 3)
+    ]
 
 
 class _Problem:
@@ -231,27 +177,30 @@ class _Problem:
         self,
         x: Tensor,
         source: Tensor | None,
-        source_weight: Tensor | None,
+        source_matrix: Tensor | None,
         source_bias: Tensor | None,
         filter: Tensor,
     ) -> None:
         *kernel, self.ratio, self.channels = filter.shape
         self.depth, self.height, self.width = _three_axes(x.shape[1:-1])
-        self.x, self.source, self.weight, self.bias = x, source, source_weight, source_bias
+        self.x, self.source, self.matrix, self.bias = x, source, source_matrix, source_bias
         self.halo = _three_axes(kernel)[0] // 2
         self.planes = max(SLAB_ELEMENTS // (self.height * self.width * self.ratio * self.channels), 1)
         self._geometry = _Geometry(
-            self.depth, self.height, self.width, self.channels, self.ratio, (_WHOLE * 3)(*_three_axes(kernel))
+            self.depth,
+            self.height,
+            self.width,
+            self.channels,
+            self.ratio,
+            _KERNEL(*_three_axes(kernel)),
         )
-        library = _library(self.channels)
+        library = cpu_kernels.library(self.channels)
         assert library is not None  # otherwise there is an obstacle
         self._library = library
 
-    def call(self, kernel: str, *arguments: Tensor | float | int) -> None:
-        """Calls a kernel of `cpu_kernels.c`; geometry and threads are added."""
-        values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        if self._library[kernel](ctypes.byref(self._geometry), *values, torch.get_num_threads()):
-            raise MemoryError(f"no memory for the filter's gradient of {self.ratio * self.channels} sources")
+    def call(self, kernel: str, *arguments: Tensor | float | None) -> None:
+        """Calls a kernel of `deconvolution.c`; geometry is added."""
+        cpu_kernels.call(self._library[kernel], ctypes.byref(self._geometry), *arguments)
 
     def image(self) -> Tensor:
         """Room for an image."""
@@ -279,16 +228,16 @@ class _Problem:
         if self.source is not None:
             self.channel_major(slab[part.new]).copy_(self.images(self.source)[index, part.fresh : part.stop])
         else:
-            assert self.weight is not None
+            assert self.matrix is not None
             planes = _rows(self.images(self.x)[index, part.fresh : part.stop])
-            torch.clamp_min(pointwise(planes, self.weight, self.bias), 0, out=_rows(slab[part.new]))
+            multiply(planes, self.matrix, self.bias, rectify=True, out=_rows(slab[part.new]))
 
 
 class _Update(torch.autograd.Function):
     """The update, with its projections or without.
 
-    Shapes: x (B, *S, C); source (B, *S, C, R) or None; source_weight (R C, C) and source_bias (R C), or None; filter
-    (*k, R, C); out_weight (C', R C) and out_bias (C',), or None. Returns (B, *S, C') or (B, *S, C, R).
+    Shapes: x (B, *S, C); source (B, *S, C, R) or None; source_matrix (C, R C) and source_bias (R C), or None; filter
+    (*k, R, C); out_matrix (R C, C') and out_bias (C',), or None. Returns (B, *S, C') or (B, *S, C, R).
     """
 
     @staticmethod
@@ -296,18 +245,18 @@ class _Update(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         source: Tensor | None,
-        source_weight: Tensor | None,
+        source_matrix: Tensor | None,
         source_bias: Tensor | None,
         filter: Tensor,
-        out_weight: Tensor | None,
+        out_matrix: Tensor | None,
         out_bias: Tensor | None,
         eps: float,
     ) -> Tensor:
-        problem = _Problem(x, source, source_weight, source_bias, filter)
-        if out_weight is None:
+        problem = _Problem(x, source, source_matrix, source_bias, filter)
+        if out_matrix is None:
             out = x.new_empty(*x.shape, problem.ratio)
         else:
-            out = x.new_empty(*x.shape[:-1], len(out_weight))
+            out = x.new_empty(*x.shape[:-1], out_matrix.shape[1])
         reconstructions = torch.empty_like(x)
         slab = problem.slab()
         images = zip(problem.images(x), problem.images(reconstructions), problem.images(out), strict=True)
@@ -321,11 +270,11 @@ class _Update(torch.autograd.Function):
                 problem.call(
                     "update_source", image, reconstruction, filter, eps, slab, part.first, part.first, part.end
                 )
-                if out_weight is None:
+                if out_matrix is None:
                     result[part.first : part.end] = problem.channel_major(slab[part.new])
                 else:
-                    _rows(result[part.first : part.end]).copy_(pointwise(_rows(slab[part.new]), out_weight, out_bias))
-        ctx.save_for_backward(x, source, source_weight, source_bias, filter, out_weight, reconstructions)
+                    multiply(_rows(slab[part.new]), out_matrix, out_bias, out=_rows(result[part.first : part.end]))
+        ctx.save_for_backward(x, source, source_matrix, source_bias, filter, out_matrix, reconstructions)
         ctx.eps = eps
         return out
 
@@ -335,27 +284,29 @@ class _Update(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
-        x, source, source_weight, source_bias, filter, out_weight, reconstructions = ctx.saved_tensors
-        problem = _Problem(x, source, source_weight, source_bias, filter)
-        if out_weight is not None:
+        x, source, source_matrix, source_bias, filter, out_matrix, reconstructions = ctx.saved_tensors
+        problem = _Problem(x, source, source_matrix, source_bias, filter)
+        if out_matrix is not None:
             gradient = gradient.contiguous()
         x_gradient = torch.empty_like(x)
         source_gradient = None if source is None else torch.empty_like(source)
-        weight_gradient, bias_gradient, out_weight_gradient = (
-            None if t is None else torch.zeros_like(t) for t in (source_weight, source_bias, out_weight)
+        source_matrix_gradient, source_bias_gradient, out_matrix_gradient = (
+            None if t is None else torch.zeros_like(t) for t in (source_matrix, source_bias, out_matrix)
         )
+        out_bias_gradient = None if out_matrix is None else x.new_zeros(out_matrix.shape[1])
         filter_gradient = torch.zeros_like(filter)
         reconstruction_gradient = problem.image()
         sources, gradients, updated = problem.slab(), problem.slab(), problem.slab()
-        adjoint_weight = None if out_weight is None else out_weight.t().contiguous()
-        source_adjoint_weight = None if source_weight is None else source_weight.t().contiguous()
+        out_adjoint = None if out_matrix is None else out_matrix.t().contiguous()
+        source_adjoint = None if source_matrix is None else source_matrix.t().contiguous()
+        arrived = problem.slab()
 
         def upstream(index: int, part: _Slab) -> Tensor:
             """The gradient of the updated source, of the new planes."""
-            arrived = problem.images(gradient)[index, part.fresh : part.stop]
-            if adjoint_weight is None:
-                return arrived.transpose(-1, -2).contiguous()
-            return pointwise(_rows(arrived), adjoint_weight)
+            planes = problem.images(gradient)[index, part.fresh : part.stop]
+            if out_adjoint is None:
+                return planes.transpose(-1, -2).contiguous()
+            return multiply(_rows(planes), out_adjoint, out=_rows(arrived[: len(planes)]))
 
         for index in range(len(x)):
             image, reconstruction = problem.images(x)[index], problem.images(reconstructions)[index]
@@ -369,11 +320,10 @@ class _Update(torch.autograd.Function):
                     *(image, reconstruction, filter, ctx.eps, upstream(index, part), sources, gradients, updated),
                     *(part.start, part.fresh, part.stop),
                 )
-                if out_weight_gradient is not None:
-                    planes = slice(part.fresh, part.stop)
-                    out_weight_gradient += pointwise_weight_gradient(
-                        _rows(updated[: part.stop - part.fresh]), _rows(problem.images(gradient)[index, planes])
-                    )
+                if out_matrix_gradient is not None:
+                    made = _rows(updated[: part.stop - part.fresh])
+                    planes = _rows(problem.images(gradient)[index, part.fresh : part.stop])
+                    add_gradients(made, planes, out_matrix_gradient, out_bias_gradient)
                 for factor, slab in ((image, gradients), (reconstruction, sources)):
                     problem.call("correlate", factor, slab, part.start, filter_gradient, part.fresh, part.stop)
                 for slab, result in ((gradients, image_gradient), (sources, reconstruction_gradient)):
@@ -383,8 +333,8 @@ class _Update(torch.autograd.Function):
                 problem.fill_source(index, part, sources)
                 problem.call(
                     "differentiate_source",
-                    *(image, reconstruction, reconstruction_gradient, filter, ctx.eps),
-                    *(upstream(index, part), gradients, part.first, part.end),
+                    *(image, reconstruction, reconstruction_gradient, filter, ctx.eps, upstream(index, part)),
+                    *(None if source_matrix is None else sources, gradients, part.first, part.end),
                 )
                 problem.call(
                     "correlate", reconstruction_gradient, sources, part.first, filter_gradient, part.first, part.end
@@ -392,21 +342,20 @@ class _Update(torch.autograd.Function):
                 if source_gradient is not None:
                     problem.images(source_gradient)[index, planes] = problem.channel_major(gradients[part.new])
                     continue
-                assert source_adjoint_weight is not None and weight_gradient is not None and bias_gradient is not None
-                rectified = _rows(torch.ops.aten.threshold_backward(gradients[part.new], sources[part.new], 0))
-                _rows(image_gradient[planes]).add_(pointwise(rectified, source_adjoint_weight))
-                weight_gradient += pointwise_weight_gradient(_rows(image[planes]), rectified)
-                bias_gradient += rectified.sum(0)
+                assert source_adjoint is not None and source_matrix_gradient is not None
+                projected = _rows(gradients[part.new])
+                multiply(projected, source_adjoint, out=_rows(image_gradient[planes]), add=True)
+                add_gradients(_rows(image[planes]), projected, source_matrix_gradient, source_bias_gradient)
         # The kernel sums over what the flipped filter weighs.
         axes = list(range(filter.ndim - 2))
         return (
             x_gradient,
             source_gradient,
-            weight_gradient,
-            bias_gradient,
+            source_matrix_gradient,
+            source_bias_gradient,
             filter_gradient.flip(axes),
-            out_weight_gradient,
-            None if out_weight is None else gradient.flatten(0, -2).sum(0),
+            out_matrix_gradient,
+            out_bias_gradient,
             None,
         )
 

@@ -15,30 +15,18 @@
 
 #include <stdlib.h>
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* LANES, floats of a vector, comes from the command line, with the instructions to use. */
-typedef float vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef long long whole;
+#include "vectors.h"
 
 typedef struct {
     whole depth, height, width, channels, ratio;
     whole kernel[3]; /* odd */
 } geometry;
 
-/* To be raised, with _INTERFACE in cpu_update.py, when the arguments of a function change. */
-int interface(void) { return 1; }
+/* To be raised, with _INTERFACE in cpu_kernels/__init__.py, when the arguments of a function change. */
+int interface(void) { return 2; }
 
 /* Voxels of a row that are computed together: their sums stay in registers while a weight is loaded once. */
 enum { TILE = 6 };
-
-INLINE vector load(const float *from) { return *(const vector *)from; }
-INLINE void store(float *to, vector values) { *(vector *)to = values; }
-INLINE whole larger(whole a, whole b) { return a > b ? a : b; }
-INLINE whole smaller(whole a, whole b) { return a < b ? a : b; }
-
-INLINE vector magnitude(vector values) { return (vector)((bits)values & 0x7fffffff); }
 
 /* first second / denominator, which overflows or vanishes on the way only where the result does: a division by less than
  * 1 is for the smaller factor, another for the larger. So neither goes further from 1 than the result. */
@@ -154,7 +142,8 @@ INLINE void adjoint(const geometry *g, const float *const *images, const float *
                 store(gradient + here, quotient(arrived, s, denominator));
                 store(source + here, -quotient(arrived, result, denominator));
             } else {
-                store(gradient + there, quotient(arrived, numerator, denominator) + sum[2][i]);
+                const vector found = quotient(arrived, numerator, denominator) + sum[2][i];
+                store(gradient + there, source ? unless(load(source + here) <= 0, found) : found);
             }
         }
     }
@@ -189,12 +178,13 @@ void differentiate_quotient(const geometry *g, const float *image, const float *
 #undef PURPOSE
 }
 
-/* gradient <- that of the source; from upstream, the gradient of the update. Both hold the planes that are computed. */
+/* gradient <- that of the source; from upstream, the gradient of the update. Both hold the planes that are computed, as
+ * does source, if it is there: then it has been rectified, and gradient is that before. */
 void differentiate_source(const geometry *g, const float *image, const float *reconstruction,
                           const float *reconstruction_gradient, const float *filter, float eps, const float *upstream,
-                          float *gradient, whole first, whole end, int threads) {
+                          float *source, float *gradient, whole first, whole end, int threads) {
     const float *images[] = {image, reconstruction, reconstruction_gradient};
-    float *source = 0, *updated = 0;
+    float *updated = 0;
     const whole planes = first;
 #define PURPOSE SOURCE_GRADIENT
     FOR_EACH_ROW;
