@@ -47,7 +47,7 @@ setup(
         Extension(
             f"{FOLDER.replace('/', '.')}.kernels_{name}",
             SOURCES,
-            depends=[f"{FOLDER}/vectors.h"],
+            depends=[f"{FOLDER}/{name}.h" for name in ("products", "vectors")],
             define_macros=[("LANES", str(lanes))],
             extra_compile_args=["-O3", *flags, *THREADS],
             extra_link_args=THREADS,

@@ -120,7 +120,7 @@ def add_gradients(rows: Tensor, gradient: Tensor, matrix: Tensor, bias: Tensor |
             bias += gradient.sum(0)
         return
     rows, gradient = rows.contiguous(), gradient.contiguous()
-    cpu_kernels.call(library["correlate_rows"], rows, gradient, matrix, bias, len(rows), *matrix.shape)
+    cpu_kernels.call(library["add_gradients"], rows, gradient, matrix, bias, len(rows), *matrix.shape)
 
 
 def _library(outputs: int, *tensors: Tensor) -> cpu_kernels.Library | None:

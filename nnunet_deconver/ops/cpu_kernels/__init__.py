@@ -17,17 +17,14 @@ _INTERFACE = 2
 _FOLDER = Path(__file__).parent
 _INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
 WHOLE = ctypes.c_longlong
-_POINTER, _REAL, _INT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+_POINTER, _INT = ctypes.c_void_p, ctypes.c_int
 # Each function of the kernels: what it returns (None is C's void), then its arguments.
 _FUNCTIONS = {
     "interface": [_INT],
-    "gather_source": [None, _POINTER, _POINTER, WHOLE, _POINTER, _POINTER, WHOLE, WHOLE, _INT],
-    "update_source": [None, *[_POINTER] * 4, _REAL, _POINTER, *[WHOLE] * 3, _INT],
-    "differentiate_quotient": [None, *[_POINTER] * 4, _REAL, *[_POINTER] * 4, *[WHOLE] * 3, _INT],
-    "differentiate_source": [None, *[_POINTER] * 5, _REAL, *[_POINTER] * 3, *[WHOLE] * 2, _INT],
-    "correlate": [_INT, _POINTER, _POINTER, _POINTER, WHOLE, _POINTER, WHOLE, WHOLE, _INT],
+    "update": [_INT, *[_POINTER] * 3, _INT],
+    "differentiate_update": [_INT, *[_POINTER] * 11, _INT],
     "multiply": [None, *[_POINTER] * 4, *[WHOLE] * 3, _INT, _INT],
-    "correlate_rows": [_INT, *[_POINTER] * 4, *[WHOLE] * 3, _INT],
+    "add_gradients": [_INT, *[_POINTER] * 4, *[WHOLE] * 3, _INT],
 }
 # A library as its functions alone, by name: none can be called but with the types above.
 Library = dict[str, Callable]
