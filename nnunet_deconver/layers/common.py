@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_deconver.ops.common import CONVOLVE
+from nnunet_deconver.ops.common import CONVOLVE, check_not_empty
+from nnunet_deconver.ops.device import policy
+from nnunet_deconver.ops.pointwise import pointwise
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 TransposedConvolution: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -68,9 +70,25 @@ def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence
     return TRANSPOSED_CONVOLUTIONS[len(stride)](in_channels, out_channels, stride, stride)
 
 
-def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What a pointwise convolution with other parameters, such as a part of its own, makes of (B, C, *S)."""
-    return CONVOLVE[x.ndim - 2](x, weight, bias)
+def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, rectify: bool = False) -> Tensor:
+    """A pointwise convolution, and ReLU if it is to `rectify`; where channels lie side by side, of voxels in rows.
+
+    Args:
+        x: (B, C, *S).
+        weight: (C', C, 1, ...).
+        bias: (C',) or None.
+        rectify: whether negative results become 0.
+
+    Returns:
+        (B, C', *S).
+    """
+    if not policy(x).channels_last:
+        out = CONVOLVE[x.ndim - 2](x, weight, bias)
+        return torch.relu(out) if rectify else out
+    check_not_empty(x)
+    voxels = x.movedim(1, -1)
+    out = pointwise(voxels.flatten(0, -2), weight.flatten(1).t(), bias, rectify=rectify)
+    return out.view(*voxels.shape[:-1], len(weight)).movedim(-1, 1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -48,6 +48,8 @@ class DeconvMixer(nn.Module):
 
     def rectified(self, x: Tensor) -> Tensor:
         """What the NDC explains, (B, C, *S)."""
+        if policy(x).channels_last:
+            return pointwise_convolution(x, self.projection_in.weight, None, rectify=True)
         return torch.relu(self.projection_in(x))
 
     def in_parts(self, rectified: Tensor, number: int) -> Tensor:

@@ -57,7 +57,7 @@ class _Pointwise(torch.autograd.Function):
             return rows_gradient, rows.t() @ gradient, gradient.sum(0) if of_bias else None, None
         if not (of_matrix or of_bias):
             return rows_gradient, None, None, None
-        matrix_gradient = torch.zeros_like(matrix)
+        matrix_gradient = matrix.new_zeros(matrix.shape)  # contiguous, which the matrix need not be
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         add_gradients(rows, gradient, matrix_gradient, bias_gradient)
         return rows_gradient, matrix_gradient, bias_gradient, None
