@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 _Result = TypeVar("_Result")
 
-# Elements of the largest intermediate result of a chunk: 4 MB in float32, which stay in the cache.
-CHUNK_ELEMENTS = 2**20
+# Elements of the largest intermediate result of a chunk: 2 MB in float32, which stay in the cache.
+CHUNK_ELEMENTS = 2**19
 
 # Where memory is short, so many elements at most are worked off at a time, or a tenth of the batch if that is more.
 # What is made of them on the way is some 25 times as many. So of small batches, where all the rest is small too, it is
