@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.ops import assume_device, recompute
+from nnunet_deconver.ops import assume_device, fast_layout, recompute
 
 
 def network(conv_op=nn.Conv3d, *, features=(4, 8, 16), kernels=3, strides=(1, 2, 2), inputs=1, classes=2, **kwargs):
@@ -305,7 +305,9 @@ def test_the_decoder_joins_without_putting_side_by_side(rank):
     convolution = {2: nn.Conv2d, 3: nn.Conv3d}[rank]
     model = network(convolution).double()
     joining = model.decoder.projections[-1]
-    x, skip = (torch.randn(2, 4, *(6, 5, 7)[:rank], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    # As they lie in a network on a CPU.
+    images = (fast_layout(torch.randn(2, 4, *(6, 5, 7)[:rank], dtype=torch.float64)) for _ in range(2))
+    x, skip = (image.requires_grad_() for image in images)
     plain = convolution(8, 4, 1, bias=False).double()
     plain.load_state_dict(joining.state_dict())
     expected = plain(torch.cat((x, skip), dim=1))
