@@ -103,12 +103,13 @@ def projected_deconvolution(
     def ratio_first(weight: Tensor) -> Tensor:
         return weight.unflatten(0, (channels, ratio)).transpose(0, 1).flatten(0, 1).contiguous()
 
-    out_matrix = None if out_weight is None else ratio_first(out_weight.t())
-    outputs = None if out_matrix is None else out_matrix.shape[1]
-    if outputs is not None and cpu_kernels.library(channels) is not cpu_kernels.library(math.gcd(channels, outputs)):
-        # The kernels that suit the channels compute more at once than there are outputs: more are made, and left out.
-        padding = -outputs % channels
-        out_matrix, out_bias = (F.pad(tensor, (0, padding)) for tensor in (out_matrix, out_bias))
+    out_matrix = outputs = None
+    if out_weight is not None and out_bias is not None:
+        out_matrix, outputs = ratio_first(out_weight.t()), len(out_bias)
+        if cpu_kernels.library(channels) is not cpu_kernels.library(math.gcd(channels, outputs)):
+            # The kernels that suit the channels compute more at once than there are outputs: more are made, and left out.
+            padding = -outputs % channels
+            out_matrix, out_bias = (F.pad(tensor, (0, padding)) for tensor in (out_matrix, out_bias))
     out = _Update.apply(
         x.movedim(1, -1).contiguous(),
         None,
@@ -146,20 +147,14 @@ class _Problem(ctypes.Structure):
     ]
 
 
-def _call(
-    kernel: str,
-    *arguments: Tensor | None,
-    x: Tensor,
-    filter: Tensor,
-    eps: float,
-    outputs: int = 0,
-    **tensors: Tensor | None,
-) -> None:
-    """Calls a kernel; `tensors` are those of the problem, the others are its own arguments."""
+def _call(kernel: str, *arguments: Tensor | None, eps: float, outputs: int, **tensors: Tensor | None) -> None:
+    """Calls a kernel; `tensors` are those of the problem, `arguments` its own."""
+    image, filter = tensors["image"], tensors["filter"]
+    assert image is not None and filter is not None
     *sizes, ratio, channels = filter.shape
     kernel_size = (cpu_kernels.WHOLE * 3)(*_three_axes(sizes))
-    problem = _Problem(len(x), *_three_axes(x.shape[1:-1]), channels, ratio, outputs, kernel_size, eps)
-    for name, tensor in ({"image": x, "filter": filter} | tensors).items():
+    problem = _Problem(len(image), *_three_axes(image.shape[1:-1]), channels, ratio, outputs, kernel_size, eps)
+    for name, tensor in tensors.items():
         setattr(problem, name, None if tensor is None else tensor.data_ptr())
     library = cpu_kernels.library(channels)
     assert library is not None  # otherwise there is an obstacle
@@ -189,9 +184,9 @@ class _Update(torch.autograd.Function):
         outputs = 0 if out_matrix is None else out_matrix.shape[1]
         out = x.new_empty(*x.shape[:-1], *([outputs] if outputs else filter.shape[-2:]))
         reconstruction = torch.empty_like(x)
-        parameters = {"source_matrix": source_matrix, "source_bias": source_bias, "out_matrix": out_matrix}
-        problem = {"x": x, "filter": filter, "eps": eps, "outputs": outputs, "source": source}
-        _call("update", reconstruction, out, **problem, **parameters, out_bias=out_bias)
+        given = {"image": x, "filter": filter, "source": source}
+        projections = {"source_matrix": source_matrix, "source_bias": source_bias, "out_matrix": out_matrix}
+        _call("update", reconstruction, out, eps=eps, outputs=outputs, **given, **projections, out_bias=out_bias)
         ctx.save_for_backward(x, source, source_matrix, source_bias, filter, out_matrix, reconstruction)
         ctx.eps = eps
         return out
@@ -219,7 +214,9 @@ class _Update(torch.autograd.Function):
             "differentiate_update",
             *(reconstruction, gradient, reconstruction_gradient, x_gradient, source_gradient),
             *(source_matrix_gradient, source_bias_gradient, filter_gradient, out_matrix_gradient, out_bias_gradient),
-            **{"x": x, "filter": filter, "eps": ctx.eps, "outputs": outputs, "source": source},
+            eps=ctx.eps,
+            outputs=outputs,
+            **{"image": x, "filter": filter, "source": source},
             **{"source_matrix": source_matrix, "source_bias": source_bias, "source_adjoint": source_adjoint},
             **{"out_matrix": out_matrix, "out_adjoint": out_adjoint},
         )
