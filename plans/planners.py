@@ -355,34 +355,31 @@ class MemoryPlanner(PluginPlanner):
         if self.recompute != "auto":
             return of(self.recompute)
 
-        def fits(recompute: list[bool]) -> bool:
-            return self.memory(of(recompute), patch_size, batch_size).peak <= self._target
+        def memory(recompute: list[bool]) -> TrainingMemory:
+            return self.memory(of(recompute), patch_size, batch_size)
 
         def flops(recompute: list[bool]) -> int:
-            return self.flops(of(recompute), patch_size, batch_size)
-
-        def kept(recompute: list[bool]) -> Counter[int]:
-            by_stage = Counter()
-            for name, size in self.memory(of(recompute), patch_size, batch_size).kept_by.items():
-                if (stage := stage_level(name)) is not None:
-                    by_stage[stage] += size
-            return by_stage
+            # Of one image: others have as many.
+            return self.flops(of(recompute), patch_size, 1)
 
         stages = range(arch_kwargs["n_stages"])
-        always, never = [True for _ in stages], [False for _ in stages]
-        if fits(never):
+        never = [False for _ in stages]
+        if memory(never).peak <= self._target:
             return of(never)
-        least, most, fewest = kept(always), kept(never), flops(never)
+        # By default everything is computed again, and that is counted already.
+        always = self.memory(architecture, patch_size, batch_size)
+        more = _kept_by_level(memory(never))
+        more.subtract(_kept_by_level(always))
+        fewest = flops(never)
 
         def saved_per_byte(stage: int) -> float:
-            alone = [other == stage for other in stages]
-            return (flops(alone) - fewest) / (most[stage] - least[stage])
+            return (flops([other == stage for other in stages]) - fewest) / more[stage]
 
-        chosen = always
+        chosen, kept = [True for _ in stages], always.kept
         for stage in sorted(stages, key=saved_per_byte, reverse=True):
             tried = [again and other != stage for other, again in enumerate(chosen)]
-            if fits(tried):
-                chosen = tried
+            if kept + more[stage] <= self._target and memory(tried).peak <= self._target:
+                chosen, kept = tried, kept + more[stage]
         return of(chosen)
 
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
@@ -408,6 +405,15 @@ class MemoryPlanner(PluginPlanner):
         memory = self.memory(architecture, patch_size, self.UNet_min_batch_size)
         self._known[stages] = self._known[rank] = voxels, memory.parameters + memory.optimizer, memory.peak
         return memory.peak
+
+
+def _kept_by_level(memory: TrainingMemory) -> Counter[int]:
+    """What each resolution keeps for the backward pass, on the way down and up; heads and loss are left out."""
+    by_level = Counter()
+    for name, size in memory.kept_by.items():
+        if (level := stage_level(name)) is not None:
+            by_level[level] += size
+    return by_level
 
 
 def recomputed(architecture: dict) -> list[int]:

@@ -211,13 +211,13 @@ def planner_of_recomputation(recompute, target, kept=KEPT, saved=SAVED):
     planner.UNet_vram_target_GB = target
 
     def memory(architecture, patch_size, batch_size):
-        keeping = [not again for again in architecture["arch_kwargs"]["recompute"]]
+        keeping = [not again for again in architecture["arch_kwargs"].get("recompute", [True] * 4)]
         of_stages = [of_stage * keeps * GIB for of_stage, keeps in zip(kept, keeping, strict=True)]
         # A stage's blocks are on the way down and, but for the lowest, on the way up.
         by = {"": GIB, "heads": GIB, "encoder 3": of_stages[3]}
         for stage in range(3):
             by |= {f"encoder {stage}": of_stages[stage] / 4, f"decoder {stage}": of_stages[stage] * 3 / 4}
-        return SimpleNamespace(kept_by=by, peak=2 * GIB + sum(of_stages))
+        return SimpleNamespace(kept_by=by, kept=sum(by.values()), peak=2 * GIB + sum(of_stages))
 
     def flops(architecture, patch_size, batch_size):
         return sum(s for s, again in zip(saved, architecture["arch_kwargs"]["recompute"], strict=True) if again)
