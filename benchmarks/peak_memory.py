@@ -1,11 +1,14 @@
 """The most memory that a training step takes on a GPU, Deconver beside nnU-Net's PlainConvUNet on the same plan.
 
     python benchmarks/peak_memory.py --out benchmarks/results/peak_memory
+    python benchmarks/peak_memory.py --recomputation --out benchmarks/results/recomputation
 
 Counted by `plans.memory` as planners do it, with float16 autocast: no GPU is needed and nothing is measured. Each
 network is counted as it is, with DTC, with NeRDc and with both, with the optimizer that it is usually trained with. Of
 Deconver as it is, what the plain formulation would keep is counted too: PyTorch's grouped convolutions, without
 anything made again in the backward pass.
+
+With --recomputation: what Deconver as it is takes with `recompute` "always" and "never", and the FLOPs of a step.
 """
 
 import argparse
@@ -14,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from recording import record
-from speed import everything_kept
 from tqdm import tqdm
 
 from nnunet_deconver.networks.architecture import build_network, deconver_architecture, plain_architecture
 from nnunet_deconver.networks.backbones import usual_recipe, with_components
+from nnunet_deconver.plans.cost import training_flops
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
 from nnunet_deconver.plans.presets import load_preset
 
@@ -101,18 +104,45 @@ def count(entry: dict, plan: Plan) -> TrainingMemory:
     )
 
 
+def recomputation(plan: Plan) -> dict[str, float]:
+    """Memory and FLOPs of a step with and without computing again."""
+    never = plan.architecture | {"arch_kwargs": plan.architecture["arch_kwargs"] | {"recompute": "never"}}
+    entries = {"PlainConvUNet": plain_architecture(plan.architecture), "always": plan.architecture, "never": never}
+    flops = {
+        name: training_flops(
+            partial(build_network, entry, plan.channels, plan.classes, deep_supervision=True),
+            input_channels=plan.channels,
+            num_classes=plan.classes,
+            regions=plan.regions,
+            patch_size=plan.patch_size,
+            batch_size=plan.batch_size,
+        )
+        for name, entry in entries.items()
+    }
+    return {
+        "plain_step_TFLOPs": round(flops["PlainConvUNet"] / 1e12, 3),
+        "step_TFLOPs": round(flops["always"] / 1e12, 3),
+        "step_without_recomputation_TFLOPs": round(flops["never"] / 1e12, 3),
+        "peak_GiB": round(count(plan.architecture, plan).peak / GIB, 3),
+        "peak_without_recomputation_GiB": round(count(never, plan).peak / GIB, 3),
+    }
+
+
 def kept_by_plain_formulation(plan: Plan) -> int:
     """Bytes that Deconver keeps for the backward pass if nothing is fused or made again."""
-    entry = plan.architecture | {"arch_kwargs": plan.architecture["arch_kwargs"] | {"backend": "plain"}}
-    with everything_kept():
-        return count(entry, plan).kept
+    further = {"backend": "plain", "recompute": "never"}
+    return count(plan.architecture | {"arch_kwargs": plan.architecture["arch_kwargs"] | further}, plan).kept
 
 
 def main():
     """Reads the command line, counts, prints and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="path without ending")
+    parser.add_argument("--recomputation", action="store_true", help="count with and without computing again")
     args = parser.parse_args()
+    if args.recomputation:
+        record(args.out, [{"plan": name} | recomputation(plan) for name, plan in tqdm(PLANS.items(), unit="plan")])
+        return
     rows = []
     for name, plan in tqdm(PLANS.items(), unit="plan"):
         for label, axes in AXES.items():

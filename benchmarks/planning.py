@@ -17,7 +17,7 @@ from pathlib import Path
 from recording import record
 
 from nnunet_deconver.models.cost import count_beside_default, of_plans
-from nnunet_deconver.plans.planners import ESTIMATE
+from nnunet_deconver.plans.planners import ESTIMATE, recomputed
 
 
 def planned(plans: dict) -> list[dict]:
@@ -29,6 +29,7 @@ def planned(plans: dict) -> list[dict]:
             "batch": plans["configurations"][name]["batch_size"],
             "spacing_mm": plans["configurations"][name]["spacing"],
             "stages": plans["configurations"][name]["architecture"]["arch_kwargs"]["n_stages"],
+            "recomputed_stages": recomputed(plans["configurations"][name]["architecture"]),
             "training_GiB": estimate,
             "preprocessed_data": plans["configurations"][name]["data_identifier"],
         }
@@ -73,6 +74,8 @@ def main():
             "network": name,
             "parameters": cost.parameters,
             **kflops(cost),
+            "step_GFLOPs": round(cost.training_flops / 1e9, 1),
+            "step_GFLOPs_without_recomputation": round(cost.training_flops_without_recomputation / 1e9, 1),
             "weights_GiB": round((cost.memory.parameters + cost.memory.gradients + cost.memory.optimizer) / 2**30, 4),
             "kept_for_backward_GiB": round(cost.memory.kept / 2**30, 4),
             "training_GiB": round(cost.memory.peak / 2**30, 4),

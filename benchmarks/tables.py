@@ -71,6 +71,9 @@ SOURCES = {
         "--out benchmarks/results/planning_hippocampus",
     ),
     "published": ("2026-11-21", "published.py --authors deconver --out benchmarks/results/published"),
+    "recomputation": ("2026-11-22", "peak_memory.py --recomputation --out benchmarks/results/recomputation"),
+    "scale": ("2026-11-22", "scale.py --out benchmarks/results/scale"),
+    "scale_cpu": ("2026-11-22", "scale.py --measure --out benchmarks/results/scale_cpu"),
     "soak": ("2026-11-22", 'make soak ARGS="--minutes 60 --seed 3000 --out benchmarks/results/soak"'),
     "speed_cpu": ("2026-11-21", "speed.py --out benchmarks/results/speed_cpu"),
     "thin_structures_cpu": ("2026-11-21", "thin_structures.py --out benchmarks/results/thin_structures_cpu"),
@@ -204,6 +207,21 @@ def peak_memory() -> Table:
     return [{column: line[column] for column in columns} for line in table.values()]
 
 
+def recomputation() -> Table:
+    """What a training step costs with and without computing again."""
+    return [
+        {
+            "plan": row["plan"],
+            "PlainConvUNet / TFLOPs": number(row["plain_step_TFLOPs"], 2),
+            "Deconver / TFLOPs": number(row["step_TFLOPs"], 2),
+            "without recomputation / TFLOPs": number(row["step_without_recomputation_TFLOPs"], 2),
+            "Deconver / GiB": number(row["peak_GiB"], 2),
+            "without recomputation / GiB": number(row["peak_without_recomputation_GiB"], 2),
+        }
+        for row in rows("recomputation")
+    ]
+
+
 def peak_memory_most() -> str:
     """The least and largest share of PlainConvUNet's peak."""
     shares = [float(row["peak_GiB"]) / float(row["plain_peak_GiB"]) for row in rows("peak_memory")]
@@ -211,6 +229,44 @@ def peak_memory_most() -> str:
         f"Deconver takes {min(shares):.2f} to {max(shares):.2f} times the memory of PlainConvUNet with the same "
         "upsampling and heads."
     )
+
+
+def scale() -> Table:
+    """Where Deconver's curves cross those of nnU-Net's networks."""
+    costs = (("scale", "peak_GiB", "memory"), ("scale", "step_TFLOPs", "FLOPs"), ("scale_cpu", "step_s", "CPU time"))
+    table = []
+    for varied, label in (
+        ("edge", "edge of the patch"),
+        ("channels", "channels"),
+        ("batch", "batch"),
+        ("kernel", "Deconver's kernel"),
+    ):
+        for result, column, cost in costs:
+            of: dict[str, dict[int, float]] = {}
+            for row in rows(result):
+                if row["varied"] == varied:
+                    of.setdefault(row["network"], {})[int(row[varied])] = float(row[column])
+            line = {"varied": label, "from, to": f"{min(of['Deconver'])}, {max(of['Deconver'])}", "cost": cost}
+            for other in ("PlainConvUNet", "ResidualEncoderUNet"):
+                ratios = {value: cost_of / of[other][value] for value, cost_of in of["Deconver"].items()}
+                first, *_, last = ratios.values()
+                line[f"Deconver / {other}"] = f"{first:.2f} to {last:.2f}"
+                line[f"crosses {other}"] = crossing(ratios)
+            table.append(line)
+    return table
+
+
+def crossing(ratios: dict[int, float]) -> str:
+    """Between which values a ratio passes 1."""
+    values = list(ratios)
+    between = [
+        f"{low} and {high}"
+        for low, high in zip(values, values[1:], strict=False)
+        if (ratios[low] < 1) != (ratios[high] < 1)
+    ]
+    if between:
+        return f"between {', '.join(between)}"
+    return "never: below" if ratios[values[0]] < 1 else "never: above"
 
 
 def epoch_time() -> Table:
@@ -368,6 +424,7 @@ def planned() -> Table:
             "batch": str(row["batch"]),
             "spacing / mm": sizes(row["spacing_mm"]),
             "stages": str(row["stages"]),
+            "recomputed": ", ".join(map(str, row["recomputed_stages"])) or "none",
             "training / GiB": f"{row['training_GiB']:.2f}",
             "preprocessed data": row["preprocessed_data"],
         }
@@ -402,6 +459,8 @@ def planned_networks() -> Table:
             "network": row["network"],
             "parameters / M": f"{row['parameters'] / 1e6:.2f}",
             "kFLOPs / voxel": _kflops(row),
+            "step / GFLOPs": f"{row['step_GFLOPs']:,.1f}",
+            "without recomputation": f"{row['step_GFLOPs_without_recomputation']:,.1f}",
             "weights / GiB": f"{row['weights_GiB']:.2f}",
             "kept for backward / GiB": f"{row['kept_for_backward_GiB']:.2f}",
             "training / GiB": f"{row['training_GiB']:.2f}",
@@ -412,10 +471,10 @@ def planned_networks() -> Table:
 
 def planned_memory() -> str:
     """Memory of Deconver on nnU-Net's plan, beside nnU-Net's network."""
-    deconver, default = (f"{row['training_GiB']:.2f}" for row in provenance("planning_hippocampus")["networks"])
+    (row,) = [row for row in rows("peak_memory") if (row["plan"], row["with"]) == ("Hippocampus", "")]
     return (
-        f"On nnU-Net's patch and batch for Hippocampus, training Deconver takes {deconver} GiB, and nnU-Net's own "
-        f"network {default} GiB."
+        f"On nnU-Net's patch and batch for Hippocampus, training Deconver takes {number(row['peak_GiB'], 2)} GiB, and "
+        f"nnU-Net's own network {number(row['plain_peak_GiB'], 2)} GiB."
     )
 
 
@@ -556,6 +615,8 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         memory,
         peak_memory,
         peak_memory_most,
+        recomputation,
+        scale,
         epoch_time,
         epoch_time_before,
         components_overhead,

@@ -9,10 +9,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_deconver.layers import NonnegativeDeconvolution
+from nnunet_deconver.layers import DeconverBlock, NonnegativeDeconvolution
 from nnunet_deconver.networks.components import sizes_per_stage
 from nnunet_deconver.ops import assume_device
-from nnunet_deconver.plans.memory import TrainingMemory, training_memory
+from nnunet_deconver.plans.memory import TrainingMemory, nnunet_loss, outputs_and_targets, training_memory
 from nnunet_deconver.recipes import RECIPES
 
 
@@ -51,6 +51,8 @@ class NetworkCost:
         parameters: number of them, all heads included.
         flops: of predicting one patch, with one head; see `StageCost`.
         ndc_flops: likewise.
+        training_flops: of a training step, see `training_flops`.
+        training_flops_without_recomputation: likewise, if blocks kept what they compute again in the backward pass.
         memory: of a training step.
     """
 
@@ -60,6 +62,8 @@ class NetworkCost:
     parameters: int
     flops: int
     ndc_flops: int
+    training_flops: int
+    training_flops_without_recomputation: int
     memory: TrainingMemory
 
 
@@ -97,14 +101,31 @@ def network_cost(
         build_optimizer=build_optimizer,
         groups=stage_modules,
     )
+
+    def keeping_all() -> nn.Module:
+        network = build_network(True)
+        for block in recomputing_blocks(network):
+            block.recompute = False
+        return network
+
+    sizes = {
+        "input_channels": input_channels,
+        "num_classes": num_classes,
+        "regions": regions,
+        "patch_size": patch_size,
+        "batch_size": batch_size,
+    }
+    of_step = without = training_flops(lambda: build_network(True), **sizes)
     network, stages, meters, total = _count_flops(lambda: build_network(False), input_channels, patch_size)
+    if recomputing_blocks(network):
+        without = training_flops(keeping_all, **sizes)
     parts = cast(Any, network)  # if it has stages, it has an encoder and a decoder
-    sizes = sizes_per_stage(patch_size, parts.encoder.strides) if stages else []
+    of_stages = sizes_per_stage(patch_size, parts.encoder.strides) if stages else []
     rows = [
         StageCost(
             name=name,
-            size=tuple(int(s) for s in sizes[_level(name)]) if name != HEADS else (),
-            channels=parts.decoder.num_classes if name == HEADS else parts.encoder.output_channels[_level(name)],
+            size=() if (level := stage_level(name)) is None else tuple(int(s) for s in of_stages[level]),
+            channels=parts.decoder.num_classes if level is None else parts.encoder.output_channels[level],
             parameters=sum(p.numel() for module in modules for p in module.parameters()),
             flops=meters[name][0].flops,
             ndc_flops=meters[name][1].flops,
@@ -119,8 +140,40 @@ def network_cost(
         parameters=sum(p.numel() for p in network.parameters()),
         flops=total,
         ndc_flops=sum(row.ndc_flops for row in rows),
+        training_flops=of_step,
+        training_flops_without_recomputation=without,
         memory=memory,
     )
+
+
+def recomputing_blocks(network: nn.Module) -> list[DeconverBlock]:
+    """The blocks of a network that compute again in the backward pass."""
+    return [block for block in network.modules() if isinstance(block, DeconverBlock) and block.recompute]
+
+
+def training_flops(
+    build_network: Callable[[], nn.Module],
+    *,
+    input_channels: int,
+    num_classes: int,
+    regions: bool,
+    patch_size: Sequence[int],
+    batch_size: int,
+) -> int:
+    """Counts 2 x multiply-adds of convolutions and matrix products in a training step on a GPU.
+
+    Forward, backward, and what is computed again there. Arguments are those of `training_memory`.
+
+    Raises:
+        ValueError: if the network rejects the patch.
+    """
+    with assume_device("cuda"), FakeTensorMode():
+        network = build_network().train()
+        image = torch.empty(batch_size, input_channels, *patch_size)
+        with FlopCounterMode(display=False) as counter:
+            outputs, targets = outputs_and_targets(network, image, num_classes if regions else 1)
+            nnunet_loss(regions)([output.float() for output in outputs], targets).backward()
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)
@@ -201,8 +254,10 @@ def stage_modules(network: nn.Module) -> dict[str, list[nn.Module]]:
     return stages | {HEADS: list(decoder.seg_layers)}
 
 
-def _level(name: str) -> int:
-    return int(name.split()[1])
+def stage_level(name: str) -> int | None:
+    """The resolution of a stage of `stage_modules`, 0 being the highest; None for the heads and what is no stage."""
+    kind, _, level = name.partition(" ")
+    return int(level) if kind in ("encoder", "decoder") else None
 
 
 class _FlopMeter:

@@ -91,7 +91,6 @@ def training_memory(
         stack.enter_context(FakeTensorMode())
         network = build_network().train()
         optimizer = build_optimizer(network)
-        loss = nnunet_loss(regions)
 
         ledger = stack.enter_context(_Ledger(workspace=device_type == "cuda"))
         own = [*network.parameters(), *network.buffers()]
@@ -109,19 +108,32 @@ def training_memory(
         image = torch.empty(batch_size, input_channels, *patch_size)
         kept = _Kept(own, groups(network))
         with kept:
-            with torch.autocast("cpu", torch.float16, enabled=autocast), _HalfPrecisionPooling():
-                outputs = network(image)
-            if isinstance(outputs, Tensor):  # of a network without deep supervision
-                outputs = [outputs]
-            channels = num_classes if regions else 1
-            targets = [torch.empty(batch_size, channels, *o.shape[2:], dtype=torch.int16) for o in outputs]
+            outputs, targets = outputs_and_targets(network, image, num_classes if regions else 1, autocast=autocast)
             # Autocast on a GPU takes the logits to float32 in the loss; on a CPU it would not.
-            value = loss([output.float() for output in outputs], targets)
+            value = nnunet_loss(regions)([output.float() for output in outputs], targets)
         value.backward()
         # nnU-Net clips the gradients' norm.
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)
         optimizer.step()
     return TrainingMemory(parameters, gradients, state, kept.by.total(), dict(kept.by), ledger.peak)
+
+
+def outputs_and_targets(
+    network: nn.Module, image: Tensor, target_channels: int, *, autocast: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What nnU-Net's loss compares in a training step: all that is there until the step ends.
+
+    Args:
+        network: in training.
+        image: fake, (B, C, *S).
+        target_channels: one, or the number of regions.
+        autocast: see `training_memory`.
+    """
+    with torch.autocast("cpu", torch.float16, enabled=autocast), _HalfPrecisionPooling():
+        outputs = network(image)
+    if isinstance(outputs, Tensor):  # of a network without deep supervision
+        outputs = [outputs]
+    return outputs, [torch.empty(len(image), target_channels, *o.shape[2:], dtype=torch.int16) for o in outputs]
 
 
 def nnunet_loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]:

@@ -10,6 +10,7 @@ import json
 import math
 import pydoc
 import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.files import read_json, written_whole
-from nnunet_deconver.networks.architecture import build_network
+from nnunet_deconver.networks.architecture import DECONVER, build_network
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_recipe, with_components
 from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.deconver import recomputed_stages
+from nnunet_deconver.plans.cost import stage_level, stage_modules, training_flops
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
 from nnunet_deconver.recipes import RECIPES, Recipe
 
@@ -31,8 +34,14 @@ from nnunet_deconver.recipes import RECIPES, Recipe
 DEFAULT_PLANS = "nnUNetPlans"
 ESTIMATE = "estimated_training_memory_GiB"
 
+# What a planner can be asked for, see `MemoryPlanner`; "auto" does not stand in plans.
+RECOMPUTE = ("auto", "always", "never")
+
 # Memory targets in GiB by what they add to a name: those of nnU-Net's residual presets M, L and XL.
 MEMORY_TARGETS: dict[str, float] = {"": 8, "L": 24, "XL": 40}
+
+# What decides on a configuration's memory.
+_DECIDE_ON_MEMORY = ("architecture", "patch_size", "batch_size")
 
 _CUT_SHORT = "plans that a killed command left cut short: remove them and plan again"
 
@@ -126,16 +135,31 @@ class PluginPlanner(_Planner):
 
     def _count_memory(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> TrainingMemory:
         self.on_count()
-        channels = len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
         return training_memory(
-            partial(build_network, architecture, channels, self.labels.num_segmentation_heads, deep_supervision=True),
-            input_channels=channels,
-            num_classes=self.labels.num_segmentation_heads,
-            regions=self.labels.has_regions,
-            patch_size=[int(size) for size in patch_size],
-            batch_size=int(batch_size),
+            **self._step(architecture, patch_size, batch_size),
+            groups=stage_modules,
             build_optimizer=(self.recipe or usual_recipe(architecture)).build_optimizer,
         )
+
+    def flops(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> int:
+        """The FLOPs of a training step of the network an architecture entry names."""
+        self.on_count()
+        return training_flops(**self._step(architecture, patch_size, batch_size))
+
+    def _step(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> dict[str, Any]:
+        channels, classes = self._input_channels, self.labels.num_segmentation_heads
+        return {
+            "build_network": partial(build_network, architecture, channels, classes, deep_supervision=True),
+            "input_channels": channels,
+            "num_classes": classes,
+            "regions": self.labels.has_regions,
+            "patch_size": [int(size) for size in patch_size],
+            "batch_size": int(batch_size),
+        }
+
+    @property
+    def _input_channels(self) -> int:
+        return len(self.dataset_json.get("channel_names") or self.dataset_json["modality"])
 
     def save_plans(self, plans: dict) -> None:
         """Writes the plans file; configurations of it that a person added stay, as in nnU-Net.
@@ -196,18 +220,29 @@ def _preprocessing(plans: dict, configuration: str) -> str | None:
 class MemoryPlanner(PluginPlanner):
     """Plans the largest patch, and then the largest batch, whose training fits the memory target.
 
+    Memory that is left then saves Deconver work: stages keep what they would compute again in the backward pass.
+
     Class attributes set the network: backbone (see `networks.backbones`), upsampling and head (see
-    `networks.components`; None for the backbone's own).
+    `networks.components`; None for the backbone's own); and which stages of Deconver compute again: "always", "never",
+    or "auto" for those that do not fit the memory target otherwise. Patch and batch are those of "always".
     """
 
     backbone: Backbone = BACKBONES["plain"]
     upsampling: dict | None = None
     segmentation_head: dict | None = None
+    recompute: str = "auto"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         UPSAMPLINGS.check(self.upsampling)
         SEGMENTATION_HEADS.check(self.segmentation_head)
+        if self.recompute not in RECOMPUTE:
+            raise ValueError(f"recompute {self.recompute!r} is unknown; known are {', '.join(RECOMPUTE)}")
+        if self.recompute != "auto" and self.network_class_name != DECONVER:
+            raise ValueError(
+                f"recompute {self.recompute!r}: only Deconver computes again in the backward pass, this plans "
+                f"{self.network_class_name}; leave it out"
+            )
         if self.backbone.max_features_3d is not None:
             self.UNet_max_features_3d = self.backbone.max_features_3d
         # nnU-Net compares its estimate for a reference batch with reference * target / reference's GB, which with
@@ -216,6 +251,11 @@ class MemoryPlanner(PluginPlanner):
         self.UNet_reference_val_corresp_GB = 1
         self.UNet_reference_val_corresp_bs_2d = self.UNet_reference_val_corresp_bs_3d = self.UNet_min_batch_size
         self._known: dict[str | int, tuple[int, int, int]] = {}
+
+    @property
+    def network_class_name(self) -> str:
+        """Dotted name of the network that is planned."""
+        return self.backbone.network
 
     def architecture(self, architecture: dict) -> dict:
         """The backbone with the stages of nnU-Net's network, and this planner's upsampling and head."""
@@ -295,6 +335,53 @@ class MemoryPlanner(PluginPlanner):
                 too_large = batch_size
         return fits
 
+    def save_plans(self, plans: dict) -> None:
+        """See `PluginPlanner`; with patch and batch decided, this planner decides what is computed again."""
+        for entry in plans["configurations"].values():
+            if "architecture" in entry:
+                entry["architecture"] = self._recomputing(**{key: entry[key] for key in _DECIDE_ON_MEMORY})
+        super().save_plans(plans)
+
+    def _recomputing(self, architecture: dict, patch_size: Sequence[int], batch_size: int) -> dict:
+        if architecture["network_class_name"] != DECONVER:
+            return architecture
+        arch_kwargs = architecture["arch_kwargs"]
+        if "recompute" in arch_kwargs:  # in a preset of one's own
+            return architecture
+
+        def of(recompute: str | list[bool]) -> dict:
+            return architecture | {"arch_kwargs": arch_kwargs | {"recompute": recompute}}
+
+        if self.recompute != "auto":
+            return of(self.recompute)
+
+        def memory(recompute: list[bool]) -> TrainingMemory:
+            return self.memory(of(recompute), patch_size, batch_size)
+
+        def flops(recompute: list[bool]) -> int:
+            # Of one image: others have as many.
+            return self.flops(of(recompute), patch_size, 1)
+
+        stages = range(arch_kwargs["n_stages"])
+        never = [False for _ in stages]
+        if memory(never).peak <= self._target:
+            return of(never)
+        # By default everything is computed again, and that is counted already.
+        always = self.memory(architecture, patch_size, batch_size)
+        more = _kept_by_level(memory(never))
+        more.subtract(_kept_by_level(always))
+        fewest = flops(never)
+
+        def saved_per_byte(stage: int) -> float:
+            return (flops([other == stage for other in stages]) - fewest) / more[stage]
+
+        chosen, kept = [True for _ in stages], always.kept
+        for stage in sorted(stages, key=saved_per_byte, reverse=True):
+            tried = [again and other != stage for other, again in enumerate(chosen)]
+            if kept + more[stage] <= self._target and memory(tried).peak <= self._target:
+                chosen, kept = tried, kept + more[stage]
+        return of(chosen)
+
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
         """The patch that the network takes in place of the one nnU-Net found."""
         return patch_size
@@ -320,12 +407,31 @@ class MemoryPlanner(PluginPlanner):
         return memory.peak
 
 
+def _kept_by_level(memory: TrainingMemory) -> Counter[int]:
+    """What each resolution keeps for the backward pass, on the way down and up; heads and loss are left out."""
+    by_level = Counter()
+    for name, size in memory.kept_by.items():
+        if (level := stage_level(name)) is not None:
+            by_level[level] += size
+    return by_level
+
+
+def recomputed(architecture: dict) -> list[int]:
+    """The stages of an architecture entry that compute again in the backward pass; 0 is the highest resolution."""
+    if architecture["network_class_name"] != DECONVER:
+        return []
+    arch_kwargs = architecture["arch_kwargs"]
+    stages = recomputed_stages(arch_kwargs.get("recompute", "always"), arch_kwargs["n_stages"])
+    return [stage for stage, again in enumerate(stages) if again]
+
+
 def make_planner(
     backbone: str,
     upsampling: dict | None = None,
     segmentation_head: dict | None = None,
     memory_target: float = MEMORY_TARGETS[""],
     recipe: str | None = None,
+    recompute: str = "auto",
 ) -> type[MemoryPlanner]:
     """The planner of a combination.
 
@@ -335,6 +441,7 @@ def make_planner(
         segmentation_head: likewise.
         memory_target: GiB.
         recipe: key of `RECIPES`; None for what the backbone is usually trained with.
+        recompute: see `MemoryPlanner`.
 
     Returns:
         A class named nnUNetPlanner<combination>, whose plans are named nnUNet<combination>Plans.
@@ -366,7 +473,8 @@ def make_planner(
             "upsampling": upsampling,
             "segmentation_head": segmentation_head,
             "memory_target": memory_target,
-            "recipe": None if recipe is None else None if recipe is None else RECIPES.get(recipe),
+            "recipe": None if recipe is None else RECIPES.get(recipe),
+            "recompute": recompute,
             "plans_name": f"nnUNet{combination}Plans",
         },
     )

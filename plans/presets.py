@@ -107,11 +107,12 @@ class Preset:
         assert self.planned is not None  # the schema wants one of the two
         return RECIPES[BACKBONES[self.planned["backbone"]].recipe]
 
-    def planner(self, memory_target: float = MEMORY_TARGETS[""]) -> type[MemoryPlanner]:
+    def planner(self, memory_target: float = MEMORY_TARGETS[""], recompute: str = "auto") -> type[MemoryPlanner]:
         """The planner of this preset.
 
         Args:
             memory_target: GiB, for what the preset leaves open.
+            recompute: see `MemoryPlanner`.
         """
         plans_name = "nnUNetPreset" + "".join(part.capitalize() for part in self.name.split("-")) + "Plans"
         namespace = {
@@ -119,6 +120,7 @@ class Preset:
             "plans_name": plans_name,
             "memory_target": memory_target,
             "recipe": self.recipe,
+            "recompute": recompute,
             "__doc__": self.title,
         }
         if self.architecture is None:
@@ -279,6 +281,11 @@ class PresetPlanner(_ForPreset, MemoryPlanner, ExperimentPlanner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lowres_creation_threshold = 0  # a preset is one configuration
+
+    @property
+    def network_class_name(self) -> str:
+        """The preset's."""
+        return self.architecture({})["network_class_name"]
 
     def architecture(self, architecture: dict) -> dict:
         """The preset's."""

@@ -53,6 +53,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="GIB",
         help="what training may take; the GPU needs 2 to 4 more; default: 8",
     )
+    parser.add_argument(
+        "--recompute",
+        metavar="WHEN",
+        default="auto",
+        help="Deconver's stages that compute again in the backward pass rather than keep: always, never (faster, much "
+        "more memory), or auto: those that do not fit otherwise; default: auto",
+    )
     parser.add_argument("--plans-name", metavar="NAME", help="default: one that says what was chosen")
     parser.add_argument("--overwrite", action="store_true", help="replace plans of that name")
     parser.set_defaults(run=run)
@@ -83,9 +90,11 @@ def run(args: argparse.Namespace) -> None:
     try:
         if args.preset is not None:
             preset = load_preset(args.preset)
-            planner = preset.planner(args.gpu_memory)
+            planner = preset.planner(args.gpu_memory, args.recompute)
         else:
-            planner = make_planner(args.backbone or "deconver", upsampling, head, args.gpu_memory, args.recipe)
+            planner = make_planner(
+                args.backbone or "deconver", upsampling, head, args.gpu_memory, args.recipe, args.recompute
+            )
         plans, changed = make_plans(planner, name, args.plans_name, args.overwrite)
     except FileExistsError as error:
         raise InputError(f"{error}; add --overwrite, or --plans-name another") from error
@@ -148,7 +157,7 @@ def report(
     """
     from nnunet_deconver import trainers
     from nnunet_deconver.networks.backbones import recipe_trainer_name
-    from nnunet_deconver.plans.planners import ESTIMATE
+    from nnunet_deconver.plans.planners import ESTIMATE, recomputed
     from nnunet_deconver.plans.reproduction import commands, printed_row, training_length
 
     def sizes(values: Iterable[float]) -> str:
@@ -166,6 +175,7 @@ def report(
                 "batch": str(entry["batch_size"]),
                 "spacing / mm": sizes(entry["spacing"]),
                 "stages": str(entry["architecture"]["arch_kwargs"]["n_stages"]),
+                "recomputed": ", ".join(map(str, recomputed(entry["architecture"]))) or "none",
                 "training / GiB": f"{plans[ESTIMATE][name]:.2f}",
                 "preprocessed data": f"{entry['data_identifier']}{'' if ready else ' (to be made)'}",
             }

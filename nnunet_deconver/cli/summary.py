@@ -23,7 +23,8 @@ NOTE = """\
 FLOPs are 2 x multiply-adds of convolutions and matrix products when a patch is predicted, per voxel of the patch; in
 brackets without the convolutions inside the deconvolution updates, as Deconver's paper counts. Sampling, norms and
 activations are not counted. Memory is that of a training step in mixed precision; weights are parameters, gradients and
-the optimizer's state."""
+the optimizer's state. A step's FLOPs are those of its batch, forward and backward, and of what Deconver computes again
+in the backward pass rather than keep (`recompute` in the plans); without that, it is the other number."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -132,6 +133,8 @@ def total_table(costs: "dict[str, NetworkCost]") -> str:
             "network": name,
             "parameters / M": f"{cost.parameters / 1e6:.2f}",
             "kFLOPs / voxel": _kflops(cost, math.prod(cost.patch_size)),
+            "step / GFLOPs": _gflops(cost.training_flops),
+            "without recomputation": _gflops(cost.training_flops_without_recomputation),
             "weights / GiB": _gib(cost.memory.parameters + cost.memory.gradients + cost.memory.optimizer),
             "kept for backward / GiB": _gib(cost.memory.kept),
             "training / GiB": _gib(cost.memory.peak),
@@ -144,6 +147,10 @@ def total_table(costs: "dict[str, NetworkCost]") -> str:
 def _kflops(counted: "NetworkCost | StageCost", voxels: int) -> str:
     text = f"{counted.flops / voxels / 1e3:,.1f}"
     return text + (f" ({(counted.flops - counted.ndc_flops) / voxels / 1e3:,.1f})" if counted.ndc_flops else "")
+
+
+def _gflops(flops: int) -> str:
+    return f"{flops / 1e9:,.1f}"
 
 
 def _gib(size: int) -> str:

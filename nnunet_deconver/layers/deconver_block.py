@@ -123,6 +123,9 @@ class DeconverBlock(nn.Module):
         groups: groups of the NDC; None for one per channel.
         iterations: updates of the NDC.
         mlp_ratio: channels inside the MLP per channel.
+        recompute: make again in the backward pass what is made on the way, a part at a time, and keep little but the
+            input; else make all at once, and keep it. The result is the same. Where pointwise layers go in chunks, as
+            on a CPU, it changes nothing: the layers there keep little anyway.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`.
 
     Raises:
@@ -138,9 +141,11 @@ class DeconverBlock(nn.Module):
         iterations: int = 1,
         mlp_ratio: float = 4,
         *,
+        recompute: bool = True,
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.mixer = DeconvMixer(channels, kernel_size, source_ratio, groups, iterations, backend=backend)
         hidden = round(channels * mlp_ratio)
         if hidden < 1:
@@ -151,9 +156,8 @@ class DeconverBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, *S) to (B, C, *S)."""
-        if policy(x).in_chunks:
-            x = self._mixed(x)
-            return self._transformed(x)
+        if policy(x).in_chunks or not self.recompute:
+            return self._transformed(self._mixed(x))
         # What is made on the way is many times the size of x, and kept out of memory. On a CPU the layers see to that.
         x = in_groups(self._mixed_in_parts, x)
         return in_groups(self._transformed_in_parts, x)

@@ -52,6 +52,9 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         ndc_groups: groups of the NDC; None for one per channel.
         ndc_iterations: updates of the NDC; the paper has 1. More are computed by the plain path.
         mlp_ratio: channels inside the MLP per channel.
+        recompute: where blocks make again in the backward pass what they made in the forward pass, see
+            `DeconverBlock`: "always", which takes the least memory; "never", which takes the fewest operations; or one
+            boolean per stage, highest resolution first, for its blocks in encoder and decoder.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
         upsampling: entry of the axis, see `networks.components`; None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
@@ -66,7 +69,8 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         nonlin_kwargs: unused.
 
     Raises:
-        ValueError: for lists of the wrong length, even kernels, groups that do not divide, an unknown backend.
+        ValueError: for lists of the wrong length, even kernels, groups that do not divide, an unknown backend or
+            recomputation.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         ndc_groups: int | None = None,
         ndc_iterations: int = 1,
         mlp_ratio: float = 4,
+        recompute: str | Sequence[bool] = "always",
         backend: str | None = None,
         upsampling: dict | None = None,
         segmentation_head: dict | None = None,
@@ -108,13 +113,17 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         kernel_sizes = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
         strides = _per_stage_and_axis("strides", strides, n_stages, rank)
         blocks_up = _per_stage("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder, n_stages - 1)
-        block_kwargs = {
-            "source_ratio": source_ratio,
-            "groups": ndc_groups,
-            "iterations": ndc_iterations,
-            "mlp_ratio": mlp_ratio,
-            "backend": backend,
-        }
+        block_kwargs = [
+            {
+                "source_ratio": source_ratio,
+                "groups": ndc_groups,
+                "iterations": ndc_iterations,
+                "mlp_ratio": mlp_ratio,
+                "recompute": of_stage,
+                "backend": backend,
+            }
+            for of_stage in recomputed_stages(recompute, n_stages)
+        ]
 
         self.encoder = DeconverEncoder(
             input_channels,
@@ -177,7 +186,7 @@ class DeconverEncoder(nn.Module):
         kernel_sizes: Sequence[Sequence[int]],
         strides: Sequence[Sequence[int]],
         n_blocks: Sequence[int],
-        block_kwargs: dict,
+        block_kwargs: Sequence[dict],
     ) -> None:
         super().__init__()
         self.strides = strides
@@ -196,8 +205,8 @@ class DeconverEncoder(nn.Module):
             for stage in range(1, len(features))
         )
         self.stages = nn.ModuleList(
-            _blocks(channels, kernel, n, block_kwargs)
-            for channels, kernel, n in zip(features, kernel_sizes, n_blocks, strict=True)
+            _blocks(channels, kernel, n, kwargs)
+            for channels, kernel, n, kwargs in zip(features, kernel_sizes, n_blocks, block_kwargs, strict=True)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -242,7 +251,7 @@ class DeconverDecoder(nn.Module):
         n_blocks: Sequence[int],
         num_classes: int,
         deep_supervision: bool,
-        block_kwargs: dict,
+        block_kwargs: Sequence[dict],
     ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
@@ -254,7 +263,7 @@ class DeconverDecoder(nn.Module):
         )
         self.projections = nn.ModuleList(_JoiningProjection(features[level], convolution) for level in levels)
         self.stages = nn.ModuleList(
-            _blocks(features[level], kernel_sizes[level], n, block_kwargs)
+            _blocks(features[level], kernel_sizes[level], n, block_kwargs[level])
             for level, n in zip(levels, n_blocks, strict=True)
         )
         # All heads exist whether used or not, so that weights load either way.
@@ -305,6 +314,26 @@ class _JoiningProjection(nn.Module):
 
 def _blocks(channels: int, kernel_size: Sequence[int], n: int, block_kwargs: dict) -> nn.Sequential:
     return nn.Sequential(*(DeconverBlock(channels, kernel_size, **block_kwargs) for _ in range(n)))
+
+
+def recomputed_stages(recompute: str | Sequence[bool], n_stages: int) -> list[bool]:
+    """Whether the blocks of each stage compute again in the backward pass, see `Deconver`.
+
+    Raises:
+        ValueError: if `recompute` is none of what is allowed there.
+    """
+    if recompute in ("always", "never"):
+        return [recompute == "always"] * n_stages
+    if (
+        not isinstance(recompute, (list, tuple))
+        or len(recompute) != n_stages
+        or any(not isinstance(of_stage, bool) for of_stage in recompute)
+    ):
+        raise ValueError(
+            f'recompute must be "always", "never", or one of true and false for each of the {n_stages} stages, got '
+            f"{recompute!r}; planners choose them (nnunet-deconver plan --recompute auto)"
+        )
+    return list(recompute)
 
 
 def _feature_channels(stage: nn.Module) -> int:

@@ -36,6 +36,7 @@ def test_plans_and_says_what_comes_next(folder, capsys):
         str(entry["batch_size"]),
         "1 x 1 x 1",
         str(entry["architecture"]["arch_kwargs"]["n_stages"]),
+        "none",
         f"{plans['estimated_training_memory_GiB']['3d_fullres']:.2f}",
         "nnUNetPlans_3d_fullres (to be made)",
     ]
@@ -44,6 +45,9 @@ def test_plans_and_says_what_comes_next(folder, capsys):
         "    nnunet-deconver summary -d 870 -p nnUNetDeconver1GBPlans -c 3d_fullres",
         "    nnUNetv2_train 870 3d_fullres 0 -p nnUNetDeconver1GBPlans -tr nnUNetTrainerDeconver",
     ]
+    assert (
+        entry["architecture"]["arch_kwargs"]["recompute"] == [False] * entry["architecture"]["arch_kwargs"]["n_stages"]
+    )
     # nnU-Net's own talk is kept away.
     assert "configuration:" not in output
 
@@ -72,6 +76,27 @@ def test_other_plans_are_overwritten_on_demand_only(folder, capsys):
     assert arch_kwargs["upsampling"] == {"name": "dtc", "receptive_field": 4}
     assert arch_kwargs["segmentation_head"] == {"name": "nerdc"}
     assert sorted(found.name for found in folder.iterdir()) == ["dataset.json", "dataset_fingerprint.json", "mine.json"]
+
+
+def test_what_is_computed_again_can_be_chosen(folder, capsys):
+    def planned(name) -> tuple[dict, str]:
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("3d_fullres")]
+        return json.loads((folder / f"{name}.json").read_text())["configurations"]["3d_fullres"], row
+
+    assert plan("--plans-name", "always", "--recompute", "always") == 0
+    always, row = planned("always")
+    stages = range(always["architecture"]["arch_kwargs"]["n_stages"])
+    assert always["architecture"]["arch_kwargs"]["recompute"] == "always"
+    assert f"  {', '.join(map(str, stages))}  " in row
+    assert plan("--plans-name", "never", "--recompute", "never") == 0
+    never, row = planned("never")
+    assert never["architecture"]["arch_kwargs"]["recompute"] == "never"
+    assert "  none  " in row
+    for key in ("patch_size", "batch_size"):
+        assert never[key] == always[key]
+    preset = "PresetIsles22Plans"
+    assert plan("--preset", "isles22", "--recompute", "never") == 0
+    assert planned(f"nnUNet{preset}")[0]["architecture"]["arch_kwargs"]["recompute"] == "never"
 
 
 def test_a_preset_says_its_source_and_where_it_does_not_fit(folder, capsys):
@@ -123,6 +148,8 @@ def untouched(folder) -> bool:
         (["--upsampling", "dtc", "--receptive-field", "0"], "--receptive-field 0: must be a positive number or inf"),
         (["--head", "nerd"], "--head nerd: segmentation_head 'nerd' is unknown"),
         (["--receptive-field", "3"], "goes with --upsampling dtc"),
+        (["--recompute", "sometimes"], "recompute 'sometimes' is unknown; known are auto, always, never"),
+        (["--backbone", "plain", "--recompute", "never"], "recompute 'never': only Deconver computes again"),
         (["--plans-name", "my__plans"], "without '__', on which nnU-Net splits names; got 'my__plans'"),
         (["--plans-name", "my\nplans"], "a plans name is made of letters, digits"),
         (["--plans-name", "dataset"], "dataset.json is another file of nnU-Net"),

@@ -71,6 +71,9 @@ def test_a_planned_network_beside_nnunets(folder, capsys):
     # with the updates' convolutions, and without in brackets
     assert "(" in networks["nnUNetTrainerDeconver"][1]
     assert "(" not in networks[DEFAULT][1]
+    step, without = (float(cell.replace(",", "")) for cell in networks["nnUNetTrainerDeconver"][2:4])
+    assert step > without > 0
+    assert networks[DEFAULT][2] == networks[DEFAULT][3]
 
 
 def test_json(folder, capsys):
@@ -84,6 +87,9 @@ def test_json(folder, capsys):
     assert sum(stage["parameters"] for stage in ours["stages"]) == ours["parameters"]
     assert ours["flops_per_voxel"] == ours["flops"] / math.prod(ours["patch_size"])
     assert ours["flops_per_voxel_without_ndc"] == (ours["flops"] - ours["ndc_flops"]) / math.prod(ours["patch_size"])
+    assert ours["training_flops"] > ours["training_flops_without_recomputation"] > 3 * ours["flops"]
+    of_default = found[DEFAULT]["training_flops"], found[DEFAULT]["training_flops_without_recomputation"]
+    assert of_default[0] == of_default[1] > 0
     # AdamW keeps two numbers per parameter (and a count), SGD one.
     assert ours["memory"]["optimizer"] > 2 * ours["memory"]["parameters"]
     assert found[DEFAULT]["memory"]["optimizer"] == found[DEFAULT]["memory"]["parameters"]

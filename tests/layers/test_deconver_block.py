@@ -88,6 +88,22 @@ def test_a_block_in_parts_never_makes_the_whole_source(monkeypatch):
     assert hidden == [(1, 32, planes, 6) for planes in (3, 3, 3, 1, 1, 3, 3, 3)]
 
 
+def test_a_block_that_keeps_all_makes_all_at_once_and_once(monkeypatch):
+    torch.manual_seed(0)
+    block = DeconverBlock(8, (3, 3), recompute=False).double()
+    whole = DeconverBlock(8, (3, 3)).double()
+    whole.load_state_dict(block.state_dict())
+    x = torch.randn(3, 8, 10, 6, dtype=torch.float64)
+    in_parts(monkeypatch, x[0].numel() // 4)
+    sources, hidden = [], []
+    block.mixer.ndc.register_forward_hook(lambda module, inputs, out: sources.append(out.shape))
+    block.mlp[0].register_forward_hook(lambda module, inputs, out: hidden.append(out.shape))
+    with assume_device("elsewhere"):
+        for found, expected in zip(results(block, x), results(whole, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+    assert sources == hidden == [(3, 32, 10, 6)]
+
+
 def test_a_block_in_parts_keeps_what_all_parts_need(monkeypatch):
     block = DeconverBlock(8, (3, 3))
     own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}

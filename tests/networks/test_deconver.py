@@ -8,8 +8,10 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_deconver.layers import deconver_block
 from nnunet_deconver.networks import Deconver
-from nnunet_deconver.ops import assume_device, fast_layout, recompute
+from nnunet_deconver.ops import assume_device, fast_layout
+from nnunet_deconver.ops import recompute as recompute_module
 
 
 def network(conv_op=nn.Conv3d, *, features=(4, 8, 16), kernels=3, strides=(1, 2, 2), inputs=1, classes=2, **kwargs):
@@ -54,7 +56,7 @@ TABLE = [
 def test_published_parameters_and_flops(
     monkeypatch, configuration, kernel, options, parameters, flops, flops_with_ndc, device
 ):
-    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", 10**9)  # parts of a layer do not count as that layer
+    monkeypatch.setattr(recompute_module, "GROUP_ELEMENTS", 10**9)  # parts of a layer do not count as that layer
     model = paper_network(*configuration, kernel, **options)
     lower_heads = sum(p.numel() for head in model.decoder.seg_layers[:-1] for p in head.parameters())
     counted = sum(p.numel() for p in model.parameters()) - lower_heads
@@ -243,6 +245,14 @@ def test_more_blocks_per_stage():
         ({"conv_op": nn.ConvTranspose3d}, "conv_op"),
         ({"n_blocks_per_stage": [1, 1]}, "n_blocks_per_stage"),
         ({"source_ratio": 0.1}, "source_ratio"),
+        (
+            {"recompute": "auto"},
+            r'recompute must be "always", "never", or one .* of the 3 stages, got \'auto\'; planners',
+        ),
+        ({"recompute": [True, False]}, r"recompute must be .* got \[True, False\]"),
+        ({"recompute": [1, 0, 1]}, r"recompute must be .* got \[1, 0, 1\]"),
+        ({"recompute": True}, "recompute must be .* got True"),
+        ({"recompute": None}, "recompute must be .* got None"),
     ],
     ids=str,
 )
@@ -276,6 +286,60 @@ def test_a_patch_that_the_strides_do_not_divide():
         model.compute_conv_feature_map_size((8, 10, 8))
     with pytest.raises(ValueError, match="3 spatial axes"):
         model(torch.randn(1, 1, 8, 8))
+
+
+SETTINGS = ["always", "never", [True, False, True], (False, True, False)]
+
+
+def step(model, x) -> list:
+    outputs = model(x)
+    loss = sum(output.sin().sum() for output in outputs)
+    return [*outputs, *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("device", ["elsewhere", "cpu"])  # where memory is short, and where it is slow
+@pytest.mark.parametrize("recompute", SETTINGS, ids=str)
+def test_what_is_computed_again_changes_no_result(monkeypatch, recompute, device):
+    monkeypatch.setattr(recompute_module, "GROUP_ELEMENTS", 4 * 4**3)
+    torch.manual_seed(0)
+    model = network(deep_supervision=True).double()
+    other = network(deep_supervision=True, recompute=recompute).double()
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 8, 8, 8, dtype=torch.float64)
+    with assume_device(device):
+        for found, expected in zip(step(other, x), step(model, x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("recompute", SETTINGS, ids=str)
+def test_the_stages_that_are_named_compute_again(monkeypatch, recompute):
+    seen = []
+    checkpointed = deconver_block.checkpointed
+
+    def watched(function, x, *further):
+        seen.append(x.shape[-1])
+        return checkpointed(function, x, *further)
+
+    monkeypatch.setattr(deconver_block, "checkpointed", watched)
+    with assume_device("elsewhere"):
+        network(recompute=recompute)(torch.randn(1, 1, 8, 8, 8))
+    again = {"always": (True,) * 3, "never": (False,) * 3}.get(str(recompute), recompute)
+    # Mixer and MLP, on the way down and, but for the lowest stage, on the way up.
+    assert {size: seen.count(size) for size in (8, 4, 2)} == {8: 4 * again[0], 4: 4 * again[1], 2: 2 * again[2]}
+
+
+@pytest.mark.parametrize("recompute", SETTINGS, ids=str)
+def test_networks_compile_whatever_is_computed_again(recompute):
+    torch.manual_seed(0)
+    model = network(nn.Conv2d, features=(8, 8, 8), deep_supervision=True, recompute=recompute)
+    x = torch.randn(2, 1, 8, 8)
+    with assume_device("elsewhere"):
+        expected = step(model, x)
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        loss = sum(output.sin().sum() for output in compiled(x))
+        found = torch.autograd.grad(loss, list(model.parameters()))
+    for a, b in zip(found, expected[2:], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from torch import nn
 from nnunet_deconver.networks import Deconver
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.ops import recompute
-from nnunet_deconver.plans.cost import network_cost, prediction_cost, stage_modules
+from nnunet_deconver.plans.cost import network_cost, prediction_cost, stage_modules, training_flops
 
 
 def cost_of(entry, patch_size, inputs=1, classes=3, batch_size=2):
@@ -121,6 +121,56 @@ def test_what_leads_into_a_stage_belongs_to_it(architecture):
     assert list(found) == list(expected)
     for name, modules in expected.items():
         assert set(found[name]) == set(modules), name
+
+
+def flops_of_step(entry, recompute=None, patch_size=(16, 16, 16), batch_size=2):
+    if recompute is not None:
+        entry = entry | {"arch_kwargs": entry["arch_kwargs"] | {"recompute": recompute}}
+    return training_flops(
+        partial(build_network, entry, 1, 3, deep_supervision=True),
+        input_channels=1,
+        num_classes=3,
+        regions=False,
+        patch_size=patch_size,
+        batch_size=batch_size,
+    )
+
+
+def test_a_step_by_hand():
+    step = partial(training_flops, Pointwise, input_channels=1, num_classes=3, regions=False, patch_size=(8, 8))
+    # Forward, and the weights' gradient: that of the image is not needed.
+    assert step(batch_size=1) == 2 * 2 * 3 * 64
+    assert step(batch_size=5) == 5 * step(batch_size=1)
+
+
+@pytest.mark.parametrize("elements", [10**9, 4 * 16**3], ids=["whole", "in parts"])
+def test_what_is_computed_again_is_a_step_of_the_blocks(monkeypatch, architecture, elements):
+    """Forward, but for the last convolutions of mixer and MLP, whose results nothing backward needs."""
+    monkeypatch.setattr(recompute, "GROUP_ELEMENTS", elements)
+    monkeypatch.setattr(recompute, "GROUP_SHARE", 10**9)
+    entry = architecture("deconver", 3)
+    never = flops_of_step(entry, "never")
+    blocks = 0
+    for channels, size, n in ((16, 16, 2), (32, 8, 2), (64, 4, 1)):
+        # projection in, source, two convolutions with each source and one to it, MLP in
+        weights = channels * channels + channels * 4 * channels + 3 * 4 * channels * 27 + channels * 4 * channels
+        blocks += n * 2 * weights * size**3
+    assert flops_of_step(entry, "always") - never == 2 * blocks
+    assert flops_of_step(entry) == flops_of_step(entry, "always")
+    assert never < flops_of_step(entry, [True, False, True]) < 2 * blocks + never
+
+
+def test_the_cost_of_a_step_with_and_without_recomputation(architecture):
+    entry = architecture("deconver", 3)
+    cost = cost_of(entry, (16, 16, 16))
+    assert cost.training_flops == flops_of_step(entry, "always")
+    assert cost.training_flops_without_recomputation == flops_of_step(entry, "never")
+    entry["arch_kwargs"]["recompute"] = [True, False, False]
+    some = cost_of(entry, (16, 16, 16))
+    assert cost.training_flops > some.training_flops > some.training_flops_without_recomputation
+    assert some.training_flops_without_recomputation == cost.training_flops_without_recomputation
+    plain = cost_of(architecture("plain", 3), (16, 16, 16))
+    assert plain.training_flops == plain.training_flops_without_recomputation > 2 * 2 * plain.flops
 
 
 class Pointwise(nn.Module):

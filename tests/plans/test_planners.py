@@ -12,6 +12,7 @@ from nnunet_deconver.networks.architecture import DECONVER, build_network
 from nnunet_deconver.plans import planners
 from nnunet_deconver.plans.memory import GIB, TrainingMemory
 from nnunet_deconver.plans.planners import ESTIMATE, make_planner
+from nnunet_deconver.plans.presets import load_preset
 
 DTC, NERDC = {"name": "dtc"}, {"name": "nerdc"}
 REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2, "ignore": 3}
@@ -63,8 +64,16 @@ def planned(request, folders, write_dataset):
     )
 
 
-def peak(planned, entry, batch_size) -> float:
-    return planned.planner.memory(entry["architecture"], entry["patch_size"], batch_size).peak / GIB
+def peak(planned, entry, batch_size, **arch_kwargs) -> float:
+    architecture = entry["architecture"]
+    architecture = architecture | {"arch_kwargs": architecture["arch_kwargs"] | arch_kwargs}
+    return planned.planner.memory(architecture, entry["patch_size"], batch_size).peak / GIB
+
+
+def least_peak(planned, entry, batch_size) -> float:
+    """What decides on patch and batch."""
+    always = {"recompute": "always"} if "recompute" in entry["architecture"]["arch_kwargs"] else {}
+    return peak(planned, entry, batch_size, **always)
 
 
 def test_what_is_planned_fits_the_memory_target(planned):
@@ -85,7 +94,7 @@ def test_the_next_larger_patch_does_not_fit(planned):
             patch, architecture = tried[index - 1]
             before = planned.planner.memory(architecture, patch, 2).peak / GIB
             assert before > planned.planner.memory_target, name
-            assert entry["batch_size"] == 2 or peak(planned, entry, 2) < planned.planner.memory_target
+            assert entry["batch_size"] == 2 or least_peak(planned, entry, 2) < planned.planner.memory_target
 
 
 def test_the_next_larger_batch_does_not_fit_or_covers_too_much(planned):
@@ -96,7 +105,16 @@ def test_the_next_larger_batch_does_not_fit_or_covers_too_much(planned):
         limit = max(2, round(0.05 * voxels / math.prod(entry["patch_size"])))
         assert 2 <= entry["batch_size"] <= limit, name
         if entry["batch_size"] < limit:
-            assert peak(planned, entry, entry["batch_size"] + 1) > planned.planner.memory_target, name
+            assert least_peak(planned, entry, entry["batch_size"] + 1) > planned.planner.memory_target, name
+
+
+def test_no_further_stage_could_keep_what_it_computes_again(planned):
+    for name, entry in planned.configurations.items():
+        again = entry["architecture"]["arch_kwargs"].get("recompute")
+        assert (again is None) == (CASES[planned.case][1][0] != "deconver")
+        for stage in planners.recomputed(entry["architecture"]):
+            tried = [of_stage and other != stage for other, of_stage in enumerate(again)]
+            assert peak(planned, entry, entry["batch_size"], recompute=tried) > planned.planner.memory_target, name
 
 
 def test_the_plans_build_the_chosen_network(planned):
@@ -162,6 +180,68 @@ def test_the_largest_batch(curve, limit):
     assert len(counted) <= 8  # each takes seconds
 
 
+# What stages keep, and the FLOPs that saves: per byte most at stage 2, least at stage 0.
+KEPT, SAVED = (12, 4, 1, 1), (12, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    "target, expected",
+    [
+        (0, [True, True, True, True]),  # what is planned does not fit, as with a preset's batch
+        (3.9, [True, True, True, True]),  # what is kept would fit, the peak does not
+        (4, [True, True, False, True]),
+        (5, [True, True, False, False]),
+        (9, [True, False, False, False]),
+        (20.9, [True, False, False, False]),
+        (21, [False, False, False, False]),
+    ],
+)
+def test_stages_that_save_most_per_byte_keep_first(target, expected):
+    planner = planner_of_recomputation("auto", target)
+    assert recompute_of(planner, DECONVER) == expected
+
+
+def test_a_stage_that_does_not_fit_leaves_room_for_others():
+    planner = planner_of_recomputation("auto", 8, kept=(12, 1, 9, 1), saved=(1, 1, 100, 2))
+    assert recompute_of(planner, DECONVER) == [True, False, True, False]
+
+
+def planner_of_recomputation(recompute, target, kept=KEPT, saved=SAVED):
+    planner = object.__new__(planners.make_planner("deconver", recompute=recompute))
+    planner.UNet_vram_target_GB = target
+
+    def memory(architecture, patch_size, batch_size):
+        keeping = [not again for again in architecture["arch_kwargs"].get("recompute", [True] * 4)]
+        of_stages = [of_stage * keeps * GIB for of_stage, keeps in zip(kept, keeping, strict=True)]
+        # A stage's blocks are on the way down and, but for the lowest, on the way up.
+        by = {"": GIB, "heads": GIB, "encoder 3": of_stages[3]}
+        for stage in range(3):
+            by |= {f"encoder {stage}": of_stages[stage] / 4, f"decoder {stage}": of_stages[stage] * 3 / 4}
+        return SimpleNamespace(kept_by=by, kept=sum(by.values()), peak=3 * GIB + sum(of_stages))
+
+    def flops(architecture, patch_size, batch_size):
+        return sum(s for s, again in zip(saved, architecture["arch_kwargs"]["recompute"], strict=True) if again)
+
+    planner.memory, planner.flops = memory, flops
+    return planner
+
+
+def recompute_of(planner, network, **arch_kwargs):
+    entry = {"network_class_name": network, "arch_kwargs": {"n_stages": 4} | arch_kwargs}
+    return planner._recomputing(entry, [16, 16], 2)["arch_kwargs"].get("recompute")
+
+
+def test_what_is_asked_for_and_what_a_preset_says_is_not_decided_by_memory():
+    for recompute in ("always", "never"):
+        assert recompute_of(planner_of_recomputation(recompute, 4), DECONVER) == recompute
+        assert recompute_of(planner_of_recomputation(recompute, 4), DECONVER, recompute=[False] * 4) == [False] * 4
+
+
+def test_nnunets_networks_compute_nothing_again():
+    plain = "nnunet_deconver.networks.PlainConvUNet"
+    assert recompute_of(planner_of_recomputation("auto", 4), plain) is None
+
+
 def test_the_search_counts_what_fits_and_little_else():
     """Of patches much too large, it takes memory to grow with the voxels."""
     planner = object.__new__(planners.make_planner("deconver"))
@@ -192,7 +272,7 @@ class TestSmallDataset:
         monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
         monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
 
-        def training_memory(network, *, patch_size, batch_size, **further):
+        def training_memory(*, patch_size, batch_size, **further):
             peak = GIB // 50 + 1000 * batch_size * math.prod(patch_size)
             return TrainingMemory(parameters=0, gradients=0, optimizer=0, kept=0, kept_by={}, peak=peak)
 
@@ -292,6 +372,16 @@ class TestSmallDataset:
     def test_a_target_that_is_none(self, dataset, target):
         with pytest.raises(ValueError, match="must be a positive number of GiB"):
             make_planner("deconver")(850, gpu_memory_target_in_gb=target)
+
+    def test_a_recomputation_that_is_none(self, dataset):
+        with pytest.raises(
+            ValueError, match=r"recompute 'never': only Deconver .* plans .*PlainConvUNet; leave it out"
+        ):
+            make_planner("plain", recompute="never")(850)
+        with pytest.raises(ValueError, match=r"recompute 'always': only Deconver .* this plans .*PlainConvUNet"):
+            load_preset("busi-unet-tc").planner(recompute="always")(850)
+        with pytest.raises(ValueError, match="recompute 'sometimes' is unknown; known are auto, always, never"):
+            make_planner("deconver", recompute="sometimes")(850)
 
     @pytest.mark.parametrize("name", ["", "my__plans", "a/b"])
     def test_names_nnunet_cannot_split(self, dataset, name):

@@ -288,6 +288,9 @@ class TestPlanning:
         assert list(plans["configurations"]) == ["3d_fullres"]
         entry = plans["configurations"]["3d_fullres"]
         assert (entry["patch_size"], entry["batch_size"]) == ([64, 64, 64], 8)
+        # But for what a GPU computes again.
+        again = entry["architecture"]["arch_kwargs"].pop("recompute")
+        assert {type(of_stage) for of_stage in again} == {bool}
         assert entry["architecture"] == preset.architecture
         assert entry["data_identifier"] == "nnUNetPlans_3d_fullres"
 

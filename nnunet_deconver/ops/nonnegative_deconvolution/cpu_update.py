@@ -107,7 +107,7 @@ def projected_deconvolution(
     if out_weight is not None and out_bias is not None:
         out_matrix, outputs = ratio_first(out_weight.t()), len(out_bias)
         if cpu_kernels.library(channels) is not cpu_kernels.library(math.gcd(channels, outputs)):
-            # The kernels that suit the channels compute more at once than there are outputs: more are made, and left out.
+            # The kernels that suit the channels compute more at once than there are outputs: these are filled up.
             padding = -outputs % channels
             out_matrix, out_bias = (F.pad(tensor, (0, padding)) for tensor in (out_matrix, out_bias))
     out = _Update.apply(
