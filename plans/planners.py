@@ -21,9 +21,9 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.files import read_json, written_whole
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_recipe, with_components
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
 from nnunet_deconver.recipes import RECIPES, Recipe
 
@@ -197,7 +197,7 @@ class MemoryPlanner(PluginPlanner):
     """Plans the largest patch, and then the largest batch, whose training fits the memory target.
 
     Class attributes set the network: backbone (see `networks.backbones`), upsampling and head (see
-    `networks.components`; None for the backbone's own).
+    `layers.components`; None for the backbone's own).
     """
 
     backbone: Backbone = BACKBONES["plain"]
@@ -331,7 +331,7 @@ def make_planner(
 
     Args:
         backbone: key of `BACKBONES`.
-        upsampling: entry of the axis, see `networks.components`.
+        upsampling: entry of the axis, see `layers.components`.
         segmentation_head: likewise.
         memory_target: GiB.
         recipe: key of `RECIPES`; None for what the backbone is usually trained with.

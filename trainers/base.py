@@ -21,7 +21,7 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 300, 500, 750, 2000, 4000, 8000)
 class ArchitectureTrainer(CheckpointTrainer):
     """nnU-Net's trainer with a network of this package.
 
-    Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the
+    Class attributes set upsampling and head of the network (see `layers.components`; None leaves them to the
     plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed), the loss and the heads that it sees,
     and what nnU-Net sets in its constructor (None keeps the recipe's value, or nnU-Net's).
     """

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 if TYPE_CHECKING:
-    from nnunet_deconver.networks.components import Components
+    from nnunet_deconver.layers.components import Components
 
 SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads", "recipes", "metrics")
 
 
 def source(name: str) -> str:
     """Where what the name of a trainer or planner stands for is published."""
+    from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
     from nnunet_deconver.networks.backbones import BACKBONES
-    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
     from nnunet_deconver.recipes import RECIPES
 
     name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner")
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace) -> None:
 def section_lines(section: str) -> list[str]:
     """The lines of one of `SECTIONS`."""
     from nnunet_deconver import plans, trainers
-    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+    from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
     if section == "trainers":
         return trainer_lines([getattr(trainers, name) for name in trainers.__all__])

@@ -13,11 +13,11 @@ from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.plans import check_plans
 from nnunet_deconver.layers.common import StartsAsPlain
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.networks.architecture import build_network
 from nnunet_deconver.networks.backbones import with_components
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 
 def upgrade_checkpoint(

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 PACKAGE = "nnunet_deconver.networks"
 DECONVER = f"{PACKAGE}.Deconver"

@@ -96,7 +96,7 @@ def with_components(
 
     Args:
         architecture: entry of PlainConvUNet, ResidualEncoderUNet or one of `BACKBONES`.
-        upsampling: entry, see `networks.components`; None leaves what the entry has.
+        upsampling: entry, see `layers.components`; None leaves what the entry has.
         segmentation_head: likewise.
 
     Raises:

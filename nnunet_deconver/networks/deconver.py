@@ -53,7 +53,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         ndc_iterations: updates of the NDC; the paper has 1. More are computed by the plain path.
         mlp_ratio: channels inside the MLP per channel.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
-        upsampling: entry of the axis, see `networks.components`; None for transposed convolutions.
+        upsampling: entry of the axis, see `layers.components`; None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         n_conv_per_stage: unused, see above.
         n_conv_per_stage_decoder: unused.

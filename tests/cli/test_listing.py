@@ -2,7 +2,7 @@ import pytest
 
 from nnunet_deconver import cli, plans, trainers
 from nnunet_deconver.cli.listing import SECTIONS, source, trainer_lines
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.plans.presets import preset_names
 
 
