@@ -7,6 +7,7 @@ from nnunet_deconver.layers.linear_upsampling import LinearUpsampling
 from nnunet_deconver.layers.nerd import NeRDc, NeRDm
 from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvolution
 from nnunet_deconver.layers.norm_head import NormHead
+from nnunet_deconver.layers.replacement import replace_segmentation_head, replace_transposed_convolutions
 
 __all__ = [
     "DeconvMixer",
@@ -19,4 +20,6 @@ __all__ = [
     "NeRDm",
     "NonnegativeDeconvolution",
     "NormHead",
+    "replace_segmentation_head",
+    "replace_transposed_convolutions",
 ]
