@@ -339,7 +339,7 @@ def with_head_replaced():
             with_a_convolution_after,
             {"name": "nerdc"},
             {},
-            r"its last convolution is smooth \(3, 3, kernel_size=\(3, 3\).*; its pointwise convolutions are head; choose one",
+            r"its last convolution is smooth \(3, 3, kernel_size=\(3, 3\).*; its pointwise .* are head; choose one by name=",
         ),
         (nn.Sequential, {"name": "nerdc"}, {}, "into Sequential: it has no pointwise convolution"),
         (lambda: nn.Conv2d(4, 3, 1), {"name": "nerdc"}, {}, "it is the layer itself"),
