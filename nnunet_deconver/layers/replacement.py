@@ -220,7 +220,11 @@ def _head(layer: Convolution, entry: dict, same_start: bool) -> nn.Module:
 
 def _started(new: nn.Module, old: Convolution | TransposedConvolution, same_start: bool) -> nn.Module:
     """The new layer where, and in the mode in which, the old one is, and as the old one if it is to be."""
-    new.to(old.weight.device, old.weight.dtype).train(old.training)
+    like = (old.weight.device, old.weight.dtype)
+    # Tensors without memory can be moved nowhere, not even to where they are.
+    if any((parameter.device, parameter.dtype) != like for parameter in new.parameters()):
+        new.to(*like)
+    new.train(old.training)
     if same_start:
         assert isinstance(new, StartsAsPlain)  # as `_check_start` has seen to
         new.start_as(old)
