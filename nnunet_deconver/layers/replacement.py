@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from nnunet_deconver.layers.common import (
+    CONVOLUTIONS,
     Convolution,
     StartsAsPlain,
     TransposedConvolution,
@@ -58,7 +59,7 @@ def replace_transposed_convolutions(
     patterns = ["*"] if only is None else [only] if isinstance(only, str) else list(only)
     for pattern in patterns:
         if not any(fnmatch.filter(each, pattern) for each in names.values()):
-            has = ", ".join(each[0] for each in names.values())
+            has = _listed([each[0] for each in names.values()])
             raise ValueError(f"{refusal}: only={pattern!r} names none of its transposed convolutions, which are {has}")
     chosen = {
         each[0]: layer for layer, each in names.items() if any(fnmatch.filter(each, pattern) for pattern in patterns)
@@ -68,7 +69,11 @@ def replace_transposed_convolutions(
     if misfits:
         fitting = [name for name in chosen if name not in misfits]
         advice = f"; name those to replace by only={fitting}" if fitting else ""
-        raise ValueError(f"{refusal}: {'; '.join(f'{name} {misfit}' for name, misfit in misfits.items())}{advice}")
+        listed = _listed([f"{name} {misfit}" for name, misfit in misfits.items()])
+        raise ValueError(
+            f"{refusal}: {listed}; a layer fits that has 2 or 3 axes and makes stride x n voxels of n, as with kernel = "
+            f"stride, or with output_padding = stride + 2 x padding - kernel{advice}"
+        )
     _replace(network, chosen, lambda layer: _upsampling(layer, upsampling, same_start), refusal)
     return list(chosen)
 
@@ -103,7 +108,9 @@ def replace_segmentation_head(
         each: layer for each, layer in _layers(network) if isinstance(layer, Convolution | TransposedConvolution)
     }
     pointwise = {each: layer for each, layer in convolutions.items() if _is_pointwise(layer)}
-    known = f"its pointwise convolutions are {', '.join(pointwise)}" if pointwise else "it has no pointwise convolution"
+    known = (
+        f"its pointwise convolutions are {_listed([*pointwise])}" if pointwise else "it has no pointwise convolution"
+    )
     known += _replaced(network, SEGMENTATION_HEADS)
     if name is None:
         name = next(reversed(convolutions), "")
@@ -134,7 +141,12 @@ def _choices(components: Components) -> set[type[nn.Module]]:
 def _replaced(network: nn.Module, components: Components) -> str:
     """What a message says of the choices that a network has already."""
     names = [name for name, module in network.named_modules() if isinstance(module, tuple(_choices(components)))]
-    return f"; replaced already: {', '.join(names)}" if names else ""
+    return f"; replaced already: {_listed(names)}" if names else ""
+
+
+def _listed(items: list[str]) -> str:
+    """Some of many, the last of them for sure: heads are at the end."""
+    return ", ".join(items if len(items) <= 6 else [*items[:3], "...", *items[-2:]])
 
 
 def _check_start(components: Components, entry: dict, same_start: bool, refusal: str) -> None:
@@ -149,11 +161,20 @@ def _upsamples(layer: nn.Module) -> TypeGuard[TransposedConvolution]:
     return isinstance(layer, TransposedConvolution) and any(stride > 1 for stride in layer.stride)
 
 
-def _is_pointwise(layer: nn.Module) -> TypeGuard[Convolution]:
-    if not isinstance(layer, Convolution):
+def _is_pointwise(layer: nn.Module) -> TypeGuard[Convolution | TransposedConvolution]:
+    if not isinstance(layer, Convolution | TransposedConvolution):
         return False
-    unpadded = isinstance(layer.padding, str) or not any(layer.padding)
-    return {*layer.kernel_size, *layer.stride, layer.groups} == {1} and unpadded
+    padding = () if isinstance(layer.padding, str) else layer.padding
+    return {*layer.kernel_size, *layer.stride, layer.groups} == {1} and not any((*padding, *layer.output_padding))
+
+
+def _as_convolution(layer: TransposedConvolution) -> Convolution:
+    """The convolution that a transposed one is whose kernel is a voxel, as in MedNeXt's heads."""
+    convolution = CONVOLUTIONS[len(layer.stride)](layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
+    convolution.weight = nn.Parameter(layer.weight.detach().transpose(0, 1))
+    if layer.bias is not None:
+        convolution.bias = layer.bias
+    return convolution.train(layer.training)
 
 
 def _geometry(layer: nn.Module) -> str:
@@ -162,11 +183,9 @@ def _geometry(layer: nn.Module) -> str:
 
 
 def _misfit(layer: TransposedConvolution) -> str | None:
-    """Why no upsampling can be put in the place of a layer; None if one can."""
+    """What keeps upsamplings from the place of a layer; None if one can be put there."""
     if isinstance(layer.weight, UninitializedParameter):
-        return "has no weights yet: run the network once"
-    if len(layer.stride) not in (2, 3):
-        return f"has {len(layer.stride)} spatial axis, and upsamplings have 2 or 3"
+        return "has no weights before the network was run once"
     # What is beyond n times the stride in an output of n voxels.
     beyond = {
         dilation * (kernel - 1) + 1 + extra - 2 * padding - stride
@@ -179,12 +198,7 @@ def _misfit(layer: TransposedConvolution) -> str | None:
             strict=True,
         )
     }
-    if beyond == {0}:
-        return None
-    return (
-        f"({_geometry(layer)}) does not make stride x n voxels of n, as kernel = stride does, or "
-        "output_padding = stride + 2 x padding - kernel"
-    )
+    return None if beyond == {0} and len(layer.stride) in (2, 3) else f"({_geometry(layer)})"
 
 
 def _is_plain(layer: TransposedConvolution) -> bool:
@@ -209,11 +223,13 @@ def _upsampling(layer: TransposedConvolution, entry: dict, same_start: bool) -> 
     return _started(upsampling, layer, same_start)
 
 
-def _head(layer: Convolution, entry: dict, same_start: bool) -> nn.Module:
+def _head(layer: Convolution | TransposedConvolution, entry: dict, same_start: bool) -> nn.Module:
     if same_start:
         entry = SEGMENTATION_HEADS.start_entry(entry)
         if not _computes_as_usual(layer):
             raise ValueError(f"its class, {type(layer).__name__}, computes otherwise than PyTorch's convolution")
+    if isinstance(layer, TransposedConvolution):
+        layer = _as_convolution(layer)
     head = SEGMENTATION_HEADS.build(entry, layer.in_channels, layer.out_channels, len(layer.kernel_size))
     return _started(head, layer, same_start)
 

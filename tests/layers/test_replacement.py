@@ -116,6 +116,15 @@ def test_the_last_pointwise_convolution_becomes_the_head(rank, head, kind, bias)
     assert isinstance(network.head, kind)
 
 
+def test_a_transposed_convolution_of_one_voxel_is_a_head_too():
+    """As in MONAI's MedNeXt."""
+    torch.manual_seed(0)
+    network = Net().double()
+    network.head = nn.ConvTranspose2d(4, 3, 1, dtype=torch.float64)
+    x = torch.randn(2, 1, 3, 4, dtype=torch.float64)
+    check_starts_the_same(network, x, lambda net: [replace_segmentation_head(net, {"name": "nerdc"})])
+
+
 def test_unetr_of_monai():
     nets = pytest.importorskip("monai.networks.nets")
     torch.manual_seed(0)
@@ -282,15 +291,15 @@ def replaced():
             lambda: Net(kernel_size=3, stride=2, padding=1),
             DTC,
             {},
-            r"Net: up \(8, 4, kernel_size=\(3, 3\), stride=\(2, 2\), padding=\(1, 1\)\) does not make stride x n "
-            r"voxels of n, as kernel = stride does, .*; name those to replace by only=\['last.up'\]",
+            r"Net: up \(8, 4, kernel_size=\(3, 3\), stride=\(2, 2\), padding=\(1, 1\)\); a layer fits that has 2 or 3 "
+            r"axes and makes stride x n voxels of n, .*; name those to replace by only=\['last.up'\]",
         ),
-        (lambda: Net(kernel_size=3, stride=2), DTC, {"only": "up"}, "Net: up .* does not make"),
+        (lambda: Net(kernel_size=3, stride=2), DTC, {"only": "up"}, "Net: up .*; a layer fits"),
         (Net, DTC, {"only": ["down"]}, "only='down' names none of its transposed convolutions, which are up, last.up"),
         (lambda: nn.Sequential(nn.Conv2d(1, 1, 3)), DTC, {}, "into Sequential: it has no transposed convolution"),
         (lambda: nn.ConvTranspose2d(1, 1, 2, 2), DTC, {}, "it is the layer itself, not a network that has it"),
-        (lazy, DTC, {}, "up has no weights yet: run the network once"),
-        (with_1d, DTC, {}, "up has 1 spatial axis, and upsamplings have 2 or 3"),
+        (lazy, DTC, {}, "up has no weights before the network was run once"),
+        (with_1d, DTC, {}, r"up \(8, 4, kernel_size=\(2,\), stride=\(2,\)\); a layer fits that has 2 or 3 axes"),
         (replaced, DTC, {}, "it has no transposed .*; replaced already: up, last.up"),
         (Net, {"name": "dysample", "groups": 8}, {"same_start": False}, "Net: last.up: groups = 8 must be a positive"),
     ],
