@@ -15,7 +15,7 @@ from nnunet_deconver.layers.common import (
 )
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS, Components
 
-_Layer = TypeVar("_Layer", Convolution, TransposedConvolution)
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 def replace_transposed_convolutions(
@@ -71,8 +71,8 @@ def replace_transposed_convolutions(
         advice = f"; name those to replace by only={fitting}" if fitting else ""
         listed = _listed([f"{name} {misfit}" for name, misfit in misfits.items()])
         raise ValueError(
-            f"{refusal}: {listed}; a layer fits that has 2 or 3 axes and makes stride x n voxels of n, as with kernel = "
-            f"stride, or with output_padding = stride + 2 x padding - kernel{advice}"
+            f"{refusal}: {listed}; a layer fits that has 2 or 3 axes and makes stride x n voxels of n, as with "
+            f"kernel = stride, or with output_padding = stride + 2 x padding - kernel{advice}"
         )
     _replace(network, chosen, lambda layer: _upsampling(layer, upsampling, same_start), refusal)
     return list(chosen)
@@ -88,8 +88,8 @@ def replace_segmentation_head(
     Args:
         network: any, before it is wrapped for several devices.
         head: entry, {"name": "nerdc", ...}; None or {"name": "conv"} replaces nothing.
-        name: of the convolution as in `network.named_modules()`; None for the last one there is, in the order in which
-            the network names its layers. A network with a head per resolution takes a call for each.
+        name: of the convolution as in `network.named_modules()`; None for the last one in that order. A network with a
+            head per resolution takes a call for each, and its last one may be any.
         same_start: as for `replace_transposed_convolutions`.
 
     Returns:
@@ -108,9 +108,7 @@ def replace_segmentation_head(
         each: layer for each, layer in _layers(network) if isinstance(layer, Convolution | TransposedConvolution)
     }
     pointwise = {each: layer for each, layer in convolutions.items() if _is_pointwise(layer)}
-    known = (
-        f"its pointwise convolutions are {_listed([*pointwise])}" if pointwise else "it has no pointwise convolution"
-    )
+    known = f"its pointwise convolutions are {_listed([*pointwise])}" if pointwise else "it has none that is pointwise"
     known += _replaced(network, SEGMENTATION_HEADS)
     if name is None:
         name = next(reversed(convolutions), "")

@@ -350,7 +350,7 @@ def with_head_replaced():
             {},
             r"its last convolution is smooth \(3, 3, kernel_size=.*; its pointwise .* are head; choose one by name=",
         ),
-        (nn.Sequential, {"name": "nerdc"}, {}, "into Sequential: it has no pointwise convolution"),
+        (nn.Sequential, {"name": "nerdc"}, {}, "into Sequential: it has none that is pointwise"),
         (lambda: nn.Conv2d(4, 3, 1), {"name": "nerdc"}, {}, "it is the layer itself"),
         (with_standardised_head, {"name": "nerdc"}, {}, "head: its class, Standardised, computes otherwise"),
         (with_head_replaced, {"name": "nerdc"}, {}, "convolutions are up.1; replaced already: head; choose"),
