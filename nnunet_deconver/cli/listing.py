@@ -99,7 +99,16 @@ def backbone_lines() -> list[str]:
 
     from nnunet_deconver.networks.backbones import BACKBONES
 
-    return choice_lines({name: (summary_of(locate(each.network)), each.source) for name, each in BACKBONES.items()})
+    return choice_lines(
+        {
+            # Adapted ones are named, not imported: their packages need not be installed, and take seconds.
+            name: (
+                summary_of(locate(each.network)) if each.adaptation is None else each.adaptation.network,
+                each.source,
+            )
+            for name, each in BACKBONES.items()
+        }
+    )
 
 
 def recipe_lines() -> list[str]:
