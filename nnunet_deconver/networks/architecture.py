@@ -160,14 +160,46 @@ def plain_architecture(architecture: dict) -> dict:
     }
 
 
+def with_larger_kernels(architecture: dict, kernel_size: int) -> dict:
+    """The architecture entry of the same network with larger kernels.
+
+    Args:
+        architecture: entry of a network with nnU-Net's topology arguments, or of one of another package that takes
+            `kernel_size`.
+        kernel_size: replaces every extent greater than 1, which leaves anisotropic kernels flat; odd.
+
+    Raises:
+        ValueError: if the network has no kernels to choose, or they are not smaller.
+    """
+    arch_kwargs = architecture["arch_kwargs"]
+    others = arch_kwargs.get("network_kwargs") or {}
+    if "kernel_sizes" in arch_kwargs:
+        kernels = arch_kwargs["kernel_sizes"]
+        larger = arch_kwargs | {"kernel_sizes": _replaced_kernel(kernels, kernel_size)}
+    elif isinstance(others.get("kernel_size"), int):
+        kernels = others["kernel_size"]
+        larger = arch_kwargs | {"network_kwargs": others | {"kernel_size": kernel_size}}
+    else:
+        name = arch_kwargs.get("network", architecture["network_class_name"])
+        raise ValueError(f"the network {name} of the plans has no kernel_sizes, nor a kernel_size, to enlarge")
+    largest = max(_extents(kernels))
+    if kernel_size % 2 == 0 or kernel_size <= largest:
+        raise ValueError(f"must be an odd number greater than {largest}, the largest kernel of the plans")
+    return architecture | {"arch_kwargs": larger}
+
+
+def _extents(kernels: int | Sequence) -> list[int]:
+    return [kernels] if isinstance(kernels, int) else [extent for kernel in kernels for extent in _extents(kernel)]
+
+
 def _at_most_3(kernels: int | Sequence) -> int | list:
     return min(kernels, 3) if isinstance(kernels, int) else [_at_most_3(kernel) for kernel in kernels]
 
 
-def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | list[int]:
+def _replaced_kernel(kernel: int | Sequence, kernel_size: int) -> int | list:
     if isinstance(kernel, int):
         return kernel if kernel == 1 else kernel_size
-    return [k if k == 1 else kernel_size for k in kernel]
+    return [_replaced_kernel(k, kernel_size) for k in kernel]
 
 
 def build_network(architecture: dict, input_channels: int, num_classes: int, *, deep_supervision: bool) -> nn.Module:
