@@ -25,7 +25,9 @@ def source(name: str) -> str:
         for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
         for component in components.choices.values()
     }
-    found = [text for label, text in sources.items() if label in name]
+    labels = [label for label in sources if label in name]
+    # A longer label may hold a shorter one, as SwinUNETR does.
+    found = [sources[label] for label in labels if not any(label in other and label != other for other in labels)]
     found += [recipe.source for recipe in RECIPES.values() if f"{name}_".startswith(f"_{recipe.label}_")]
     return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 

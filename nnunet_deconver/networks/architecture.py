@@ -116,9 +116,20 @@ class Adaptation:
         )
 
     def for_patch(self, architecture: dict, patch_size: Sequence[int]) -> dict:
-        """An architecture entry of the network for another patch size."""
+        """An architecture entry of the network for another patch size.
+
+        Raises:
+            ValueError: if it is built for one patch size, which cannot be this.
+        """
         if self.patch_argument is None:
             return architecture
+        fitting = self.patch_size(patch_size)
+        if fitting != list(patch_size):
+            shapes = [" x ".join(map(str, size)) for size in (patch_size, fitting)]
+            raise ValueError(
+                f"{self.network} does not take patches of {shapes[0]}; it takes {shapes[1]}: change patch_size in the "
+                "plans, or make plans for it with `nnunet-deconver plan`"
+            )
         arch_kwargs = architecture["arch_kwargs"]
         size = {self.patch_argument: [int(extent) for extent in patch_size]}
         return architecture | {"arch_kwargs": arch_kwargs | {"network_kwargs": arch_kwargs["network_kwargs"] | size}}
