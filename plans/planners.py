@@ -246,7 +246,7 @@ class MemoryPlanner(PluginPlanner):
             "_kw_requires_import": list(arch_kwargs_req_import),
         }
         patch_size = self.network_patch_size(patch_size)
-        peak = self._peak(self.architecture(entry), patch_size)
+        peak = self._peak(self.backbone.for_patch(self.architecture(entry), patch_size), patch_size)
         if peak > self._target and arch_kwargs["n_stages"] < 3:
             raise ValueError(
                 f"the GPU memory target of {self.UNet_vram_target_GB:g} GiB is too small: training on patches of "
@@ -268,7 +268,7 @@ class MemoryPlanner(PluginPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         patch_size = plan["patch_size"] = self.network_patch_size(plan["patch_size"])
-        plan["architecture"] = self.architecture(plan["architecture"])
+        plan["architecture"] = self.backbone.for_patch(self.architecture(plan["architecture"]), patch_size)
         # As nnU-Net: a batch covers 5 % of the dataset at most, but has two patches.
         limit = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(map(float, patch_size)))
         plan["batch_size"] = self._largest_batch_size(plan["architecture"], patch_size, limit)
@@ -297,7 +297,8 @@ class MemoryPlanner(PluginPlanner):
 
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
         """The patch that the network takes in place of the one nnU-Net found."""
-        return patch_size
+        adaptation = self.backbone.adaptation
+        return patch_size if adaptation is None else adaptation.patch_size(patch_size)
 
     @property
     def _target(self) -> float:

@@ -25,7 +25,9 @@ def source(name: str) -> str:
         for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
         for component in components.choices.values()
     }
-    found = [text for label, text in sources.items() if label in name]
+    labels = [label for label in sources if label in name]
+    # A longer label may hold a shorter one, as SwinUNETR does.
+    found = [sources[label] for label in labels if not any(label in other and label != other for other in labels)]
     found += [recipe.source for recipe in RECIPES.values() if f"{name}_".startswith(f"_{recipe.label}_")]
     return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 
@@ -99,7 +101,16 @@ def backbone_lines() -> list[str]:
 
     from nnunet_deconver.networks.backbones import BACKBONES
 
-    return choice_lines({name: (summary_of(locate(each.network)), each.source) for name, each in BACKBONES.items()})
+    return choice_lines(
+        {
+            # Adapted ones are named, not imported: their packages need not be installed, and take seconds.
+            name: (
+                summary_of(locate(each.network)) if each.adaptation is None else each.adaptation.network,
+                each.source,
+            )
+            for name, each in BACKBONES.items()
+        }
+    )
 
 
 def recipe_lines() -> list[str]:
