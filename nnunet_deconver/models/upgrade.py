@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_deconver import trainers
@@ -18,6 +19,7 @@ from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.layers.larger_kernels import enlarge_kernels
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
+from nnunet_deconver.networks.adapted import Adapted
 from nnunet_deconver.networks.architecture import build_network, with_larger_kernels
 from nnunet_deconver.networks.backbones import with_components
 
@@ -101,7 +103,7 @@ def upgrade(
     check_plans(plans, where, "upgrade a checkpoint as nnU-Net's training wrote it")
     manager, configuration = plan_of(plans, arguments["configuration"], where, trust=trust)
     trainer = checkpoint["trainer_name"]
-    architecture = _built_by(trainer, configuration.configuration["architecture"])
+    architecture = _built_by(trainer, configuration)
     dataset = arguments["dataset_json"]
     channels, labels = channels_and_labels(manager, configuration, dataset, where)
     classes = labels.num_segmentation_heads
@@ -143,25 +145,30 @@ def upgrade(
     }, plans
 
 
-def _built_by(trainer: str, architecture: dict) -> dict:
-    """The architecture entry that a trainer builds from that of the plans; another trainer than ours builds the latter.
+def _built_by(trainer: str, configuration: ConfigurationManager) -> dict:
+    """The architecture entry that a trainer builds of a configuration; another trainer than ours builds what it names.
 
     Raises:
         InputError: if the plans do not fit the trainer.
     """
     if trainer not in trainers.__all__:
-        return architecture
+        return configuration.configuration["architecture"]
     try:
-        return getattr(trainers, trainer).architecture(architecture)
+        return getattr(trainers, trainer).planned_architecture(configuration)
     except ValueError as error:
         raise InputError(f"{trainer}: {error}") from error
 
 
 def check_same_function(stock: nn.Module, network: nn.Module, channels: int, patch_size: list[int]) -> None:
-    """Raises InputError unless two networks compute the same on an image of about half the patch's extent."""
-    strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
-    # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
-    size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
+    """Raises InputError unless two networks compute the same on an image of about half the patch's extent.
+
+    Networks of other packages are given an image of the patch's extent, which is what they are known to take.
+    """
+    size = patch_size
+    if not isinstance(stock, Adapted):
+        strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
+        # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
+        size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
     with torch.no_grad():
         image = torch.randn(1, channels, *size)
         expected, found = stock.eval()(image), network.eval()(image)
@@ -175,9 +182,12 @@ def transfer(stock: nn.Module, network: nn.Module) -> None:
     """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
 
     Args:
-        stock: PlainConvUNet, ResidualEncoderUNet or Deconver.
+        stock: PlainConvUNet, ResidualEncoderUNet, Deconver or Adapted.
         network: the same with axes.
     """
+    if isinstance(stock, Adapted) and isinstance(network, Adapted):
+        network.start_as(stock)
+        return
     weights = network.state_dict()
     own = stock.state_dict().items()
     weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})

@@ -77,12 +77,14 @@ class Adaptation:
     patch_argument: str | None = None
 
     def architecture(self, architecture: dict) -> dict:
-        """The architecture entry of the network, given the one nnU-Net's planner makes; an entry of it stays.
+        """The architecture entry of the network, given the one nnU-Net's planner makes.
+
+        An entry that already names the network is kept as it is, with arguments of its own.
 
         Raises:
             ValueError: if the entry names a network of somebody else.
         """
-        if self.is_of(architecture):
+        if self._is_named_by(architecture):
             return architecture
         name, arch_kwargs = architecture["network_class_name"], architecture["arch_kwargs"]
         if name.rpartition(".")[-1] not in NNUNETS or "conv_op" not in arch_kwargs:
@@ -106,14 +108,16 @@ class Adaptation:
 
     def is_of(self, architecture: dict) -> bool:
         """Whether an architecture entry is of this network, with these arguments."""
-        arch_kwargs = architecture["arch_kwargs"]
-        given = arch_kwargs.get("network_kwargs")
+        given = architecture["arch_kwargs"].get("network_kwargs")
         return (
-            architecture["network_class_name"] == ADAPTED
-            and arch_kwargs.get("network") == self.network
+            self._is_named_by(architecture)
             and isinstance(given, dict)
             and all(given.get(key) == value for key, value in self.network_kwargs.items())
         )
+
+    def _is_named_by(self, architecture: dict) -> bool:
+        named = architecture["network_class_name"], architecture["arch_kwargs"].get("network")
+        return named == (ADAPTED, self.network)
 
     def for_patch(self, architecture: dict, patch_size: Sequence[int]) -> dict:
         """An architecture entry of the network for another patch size.

@@ -235,6 +235,23 @@ def test_axes_are_put_into_the_network():
     )
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_trained_network_takes_axes_without_a_change_of_what_it_computes(name):
+    upsampling = None if name in NO_UPSAMPLING else DTC
+    plain, x = small(name, 2)
+    plain.eval().decoder.deep_supervision = False
+    network, _ = small(name, 2, upsampling, NERDC)
+    network.eval().decoder.deep_supervision = False
+    assert not torch.allclose(network(x), plain(x), rtol=1e-2)
+    network.start_as(plain)
+    torch.testing.assert_close(network(x), plain(x), rtol=1e-4, atol=1e-5)
+    network.train()(x).square().mean().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 0 if parameter.grad is None else parameter.grad
+    assert not torch.allclose(network.eval()(x), plain(x), rtol=1e-3)
+
+
 def test_nnunet_builds_it_from_json():
     arch_kwargs = {"network": "own_network.OwnNetwork", "network_kwargs": {"ndim": 2}, "upsampling": DTC}
     arch_kwargs |= {"channel_arguments": {"input_channels": "in_chans", "num_classes": "n_classes"}}
@@ -350,7 +367,11 @@ def test_entries_of_backbones_are_theirs_alone_and_trusted(name, rank):
         with_components(chosen, upsampling={"name": "linear"})
 
 
-def test_an_entry_of_another_network_is_not_translated():
+def test_an_entry_of_the_network_stays_and_one_of_another_is_not_translated():
+    assert (
+        BACKBONES["mednext-s"].architecture(mednext := BACKBONES["mednext-l-k5"].architecture(nnunet_entry(3)))
+        is mednext
+    )
     entry = BACKBONES["unetr"].architecture(nnunet_entry(3))
     with pytest.raises(
         ValueError, match=r"name the network monai.networks.nets.UNETR, in whose place .*SegResNet cannot"
