@@ -137,8 +137,8 @@ class DeformableTransposedConvolution(nn.Module):
                     f"base {type(self.base).__name__} cannot start as a transposed convolution; leave it out"
                 )
             self.base.load_state_dict(plain.state_dict(), strict=plain.bias is not None)
-            if plain.bias is None:
-                nn.init.zeros_(self.base.get_parameter("bias"))
+            if plain.bias is None and self.base.bias is not None:
+                nn.init.zeros_(self.base.bias)
         nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.projection.get_parameter("bias"))
 

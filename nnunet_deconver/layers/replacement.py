@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from nnunet_deconver.layers.common import (
-    CONVOLUTIONS,
     Convolution,
     StartsAsPlain,
     TransposedConvolution,
+    as_convolution,
 )
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS, Components
 
@@ -166,15 +166,6 @@ def _is_pointwise(layer: nn.Module) -> TypeGuard[Convolution | TransposedConvolu
     return {*layer.kernel_size, *layer.stride, layer.groups} == {1} and not any((*padding, *layer.output_padding))
 
 
-def _as_convolution(layer: TransposedConvolution) -> Convolution:
-    """The convolution that a transposed one is whose kernel is a voxel, as in MedNeXt's heads."""
-    convolution = CONVOLUTIONS[len(layer.stride)](layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
-    convolution.weight = nn.Parameter(layer.weight.detach().transpose(0, 1))
-    if layer.bias is not None:
-        convolution.bias = layer.bias
-    return convolution.train(layer.training)
-
-
 def _geometry(layer: nn.Module) -> str:
     """Kernel, stride and the rest as PyTorch prints them."""
     return repr(layer).partition("(")[2].removesuffix(")")
@@ -226,8 +217,7 @@ def _head(layer: Convolution | TransposedConvolution, entry: dict, same_start: b
         entry = SEGMENTATION_HEADS.start_entry(entry)
         if not _computes_as_usual(layer):
             raise ValueError(f"its class, {type(layer).__name__}, computes otherwise than PyTorch's convolution")
-    if isinstance(layer, TransposedConvolution):
-        layer = _as_convolution(layer)
+    layer = as_convolution(layer)
     head = SEGMENTATION_HEADS.build(entry, layer.in_channels, layer.out_channels, len(layer.kernel_size))
     return _started(head, layer, same_start)
 

@@ -14,14 +14,13 @@ from nnunet_deconver import trainers
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.plans import check_plans
-from nnunet_deconver.layers.common import StartsAsPlain
+from nnunet_deconver.layers.common import StartsAsPlain, as_convolution
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.layers.larger_kernels import enlarge_kernels
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
-from nnunet_deconver.networks.adapted import Adapted
 from nnunet_deconver.networks.architecture import build_network, with_larger_kernels
-from nnunet_deconver.networks.backbones import with_components
+from nnunet_deconver.networks.backbones import recipe_trainer_name, with_components
 
 
 def upgrade_checkpoint(
@@ -36,12 +35,12 @@ def upgrade_checkpoint(
     """Gives a trained network another upsampling or head, or larger kernels, such that it computes the same.
 
     Args:
-        source: checkpoint of PlainConvUNet, ResidualEncoderUNet or Deconver, in its model folder.
+        source: checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver or `Adapted`, in its model folder.
         out: model folder to make.
         upsampling: entry of the axis, {"name": "dtc", ...}; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
-        kernel: replaces every kernel extent greater than 1; None keeps them. Kernels of a network of another package,
-            such as MedNeXt, are interpolated, which changes what it computes.
+        kernel: replaces every kernel extent greater than 1; None keeps them. In `Adapted`, it is the `kernel_size` of
+            MedNeXt, whose kernels are interpolated, which changes what it computes.
         trust: whether to unpickle the checkpoint and to import what its plans name, see `networks.trust`.
 
     Returns:
@@ -85,7 +84,7 @@ def upgrade(
     """The checkpoint of the network with the axes that computes what the checkpoint's network does.
 
     Args:
-        checkpoint: of nnU-Net's PlainConvUNet or ResidualEncoderUNet, or Deconver.
+        checkpoint: of one of the networks that `upgrade_checkpoint` takes.
         upsampling: entry of the axis; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
         kernel: see `upgrade_checkpoint`.
@@ -141,12 +140,13 @@ def upgrade(
     plans = plans | {"configurations": plans["configurations"] | {arguments["configuration"]: own}}
     return for_prediction(checkpoint) | {
         "network_weights": network.state_dict(),
+        "trainer_name": _trainer_of(trainer, architecture),
         "init_args": arguments | {"plans": plans},
     }, plans
 
 
 def _built_by(trainer: str, configuration: ConfigurationManager) -> dict:
-    """The architecture entry that a trainer builds of a configuration; another trainer than ours builds what it names.
+    """The architecture entry that a trainer builds of a configuration; another trainer than ours builds the plan's.
 
     Raises:
         InputError: if the plans do not fit the trainer.
@@ -159,13 +159,21 @@ def _built_by(trainer: str, configuration: ConfigurationManager) -> dict:
         raise InputError(f"{trainer}: {error}") from error
 
 
-def check_same_function(stock: nn.Module, network: nn.Module, channels: int, patch_size: list[int]) -> None:
-    """Raises InputError unless two networks compute the same on an image of about half the patch's extent.
+def _trainer_of(trainer: str, architecture: dict) -> str:
+    """The trainer of an upgraded model: the one it had, unless that builds another network."""
+    if trainer not in trainers.__all__:
+        return trainer
+    try:
+        kept = getattr(trainers, trainer).architecture(architecture) == architecture
+    except ValueError:  # a trainer of MedNeXt with kernels of 3 takes no others
+        kept = False
+    return trainer if kept else recipe_trainer_name(architecture) or "nnUNetTrainer"
 
-    Networks of other packages are given an image of the patch's extent, which is what they are known to take.
-    """
+
+def check_same_function(stock: nn.Module, network: nn.Module, channels: int, patch_size: list[int]) -> None:
+    """Raises InputError unless two networks compute the same on an image, of half the patch's extent if they can."""
     size = patch_size
-    if not isinstance(stock, Adapted):
+    if hasattr(stock, "encoder"):
         strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
         # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
         size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
@@ -182,25 +190,18 @@ def transfer(stock: nn.Module, network: nn.Module) -> None:
     """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
 
     Args:
-        stock: PlainConvUNet, ResidualEncoderUNet, Deconver or Adapted.
+        stock: any network.
         network: the same with axes.
     """
-    if isinstance(stock, Adapted) and isinstance(network, Adapted):
-        network.start_as(stock)
-        return
     weights = network.state_dict()
     own = stock.state_dict().items()
     weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})
     network.load_state_dict(weights)
-    for kind in ("transpconvs", "seg_layers"):
-        for old, new in zip(
-            stock.get_submodule(f"decoder.{kind}").children(),
-            network.get_submodule(f"decoder.{kind}").children(),
-            strict=True,
-        ):
-            if type(new) is not type(old):
-                assert isinstance(new, StartsAsPlain)  # as `check_choice` has seen to
-                new.start_as(old)
+    replaced = dict(network.named_modules())
+    for name, old in stock.named_modules():
+        new = replaced.get(name)
+        if type(new) is not type(old) and isinstance(new, StartsAsPlain):  # as `check_choice` has seen to
+            new.start_as(as_convolution(cast(Any, old)))
 
 
 def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:

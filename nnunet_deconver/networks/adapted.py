@@ -158,20 +158,6 @@ class Adapted(nn.Module):
         reason = " ".join(str(error).split())[:200]
         return f"{self.plan.name} does not take patches of {_shape(size)} ({type(error).__name__}: {reason}); {advice}"
 
-    def start_as(self, plain: "Adapted") -> None:
-        """Takes over the weights of the same network without its axes, which start as what they replace.
-
-        Args:
-            plain: the network, trained.
-
-        Raises:
-            ValueError: if an upsampling or head cannot start so.
-        """
-        network = copy.deepcopy(plain.network)
-        heads = [f"{name}.seg_layers.0" for name in self.plan.anatomy(self.strides).heads]
-        _put_axes(network, *self.axes, heads, same_start=True)
-        self.network.load_state_dict(network.state_dict())
-
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
         """Elements of all outputs of convolutions and matrix products for one image of `input_size` voxels.
 
@@ -459,13 +445,12 @@ def _put_axes(
     upsampling: dict | None,
     segmentation_head: dict | None,
     heads: Sequence[str],
-    same_start: bool = False,
 ) -> list[nn.Module]:
-    """Gives a network an upsampling and a head, new ones or of the same function; returns its heads by their names."""
-    replace_transposed_convolutions(network, upsampling, same_start=same_start)
+    """Gives a network that is not trained an upsampling and a head; returns its heads by their names."""
+    replace_transposed_convolutions(network, upsampling, same_start=False)
     if segmentation_head is not None and not SEGMENTATION_HEADS.is_default(segmentation_head):
         for name in heads or (None,):
-            replace_segmentation_head(network, segmentation_head, name=name, same_start=same_start)
+            replace_segmentation_head(network, segmentation_head, name=name, same_start=False)
     return [network.get_submodule(name) for name in heads]
 
 

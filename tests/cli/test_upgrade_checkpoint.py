@@ -3,6 +3,7 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
@@ -55,11 +56,39 @@ def plans(backbone="plain", rank=3, **changes):
     }
 
 
-def trained(tmp_path, backbone="plain", rank=3, trainer="nnUNetTrainer", **changes):
+MONAIS = {
+    "MedNeXt": (
+        {"init_filters": 4, "deep_supervision": True, "kernel_size": 3, "use_residual_connection": True}
+        | {"blocks_down": [1] * 4, "blocks_bottleneck": 1, "blocks_up": [1] * 4},
+        (1, 2, 2, 2, 2, 1),
+    ),
+    "UNETR": ({"feature_size": 4, "hidden_size": 24, "mlp_dim": 8, "num_heads": 2, "img_size": [32] * 3}, (1, 1, 16)),
+    "AttentionUnet": ({"channels": [4, 8, 8], "strides": [2, 2]}, (1, 1, 4)),
+}
+
+
+def monais(name):
+    """The architecture entry of a small network of MONAI's."""
+    kwargs, strides = MONAIS[name]
+    return {
+        "network_class_name": "nnunet_deconver.networks.Adapted",
+        "arch_kwargs": {
+            "network": f"monai.networks.nets.{name}",
+            "network_kwargs": {"spatial_dims": 3, **kwargs},
+            "strides": [[stride] * 3 for stride in strides],
+        },
+        "_kw_requires_import": [],
+    }
+
+
+def trained(tmp_path, backbone="plain", rank=3, trainer="nnUNetTrainer", planned=None, **changes):
     """A model folder as nnU-Net leaves it, with weights that are not those of a start."""
     torch.manual_seed(0)
     content = plans(backbone, rank, **changes)
-    architecture = content["configurations"]["cfg"]["architecture"]
+    configuration = content["configurations"]["cfg"]
+    if planned is not None:
+        configuration |= {"architecture": planned, "patch_size": [32] * 3}
+    architecture = configuration["architecture"]
     if trainer in trainers.__all__:
         architecture = getattr(trainers, trainer).architecture(architecture)
     network = build_network(architecture, 1, 2, deep_supervision=False)
@@ -171,6 +200,58 @@ def test_kernels_and_components_at_once(tmp_path):
     torch.testing.assert_close(found.float(), expected.float(), rtol=1e-3, atol=2e-3)
     kwargs = json.loads((out / "plans.json").read_text())["configurations"]["cfg"]["architecture"]["arch_kwargs"]
     assert kwargs["upsampling"] == {"name": "dtc"} and kwargs["kernel_sizes"] == [[5, 5, 5]] * 3
+
+
+def test_mednexts_kernels_are_interpolated_as_its_upkern_does(tmp_path):
+    pytest.importorskip("monai")
+    stock, out = trained(tmp_path, planned=monais("MedNeXt")), tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), "--kernel", "5"]) == 0
+    planned = json.loads((out / "plans.json").read_text())["configurations"]["cfg"]["architecture"]
+    assert planned["arch_kwargs"]["network_kwargs"]["kernel_size"] == 5
+    small, large = (
+        torch.load(path, weights_only=False)["network_weights"]
+        for path in (stock, out / "fold_0" / "checkpoint_final.pth")
+    )
+    assert small.keys() == large.keys()
+    enlarged = [key for key, weight in small.items() if weight.shape != large[key].shape]
+    assert len(enlarged) > 10
+    for key, weight in small.items():
+        expected = F.interpolate(weight, size=(5, 5, 5), mode="trilinear") if key in enlarged else weight
+        assert torch.equal(large[key], expected), key
+    network = build_network(planned, 1, 2, deep_supervision=True)
+    load_pretrained_weights(network, str(out / "fold_0" / "checkpoint_final.pth"))
+    assert predict(out, torch.randn(1, 32, 32, 32)).isfinite().all()
+
+
+def test_a_model_of_mednexts_trainer_becomes_one_of_that_with_larger_kernels(tmp_path):
+    pytest.importorskip("monai")
+    stock, out = trained(tmp_path, trainer="nnUNetTrainerMedNeXtS"), tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), "--kernel", "5"]) == 0
+    upgraded = torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=False)
+    assert upgraded["trainer_name"] == "nnUNetTrainerMedNeXtSk5"
+    planned = json.loads((out / "plans.json").read_text())["configurations"]["cfg"]["architecture"]
+    assert trainers.nnUNetTrainerMedNeXtSk5.architecture(planned) == planned
+    build_network(planned, 1, 2, deep_supervision=False).load_state_dict(upgraded["network_weights"])
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("UNETR", ["--upsampling", "dtc", "--head", "nerdc"]),
+        ("AttentionUnet", ["--upsampling", "dtc"]),
+        ("MedNeXt", ["--head", "nerdc"]),
+    ],
+)
+def test_networks_of_other_packages_predict_the_same(tmp_path, name, options):
+    pytest.importorskip("monai")
+    stock, out = trained(tmp_path, planned=monais(name)), tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), *options]) == 0
+    image = torch.randn(1, 32, 32, 32)
+    expected, found = predict(stock.parents[1], image), predict(out, image)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=1e-3, atol=2e-3)  # stored as float16
+    assert torch.load(out / "fold_0" / "checkpoint_final.pth")["network_weights"].keys() != (
+        torch.load(stock)["network_weights"].keys()
+    )
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerDeconver", "nnUNetTrainerDTC"])
