@@ -368,16 +368,21 @@ def test_entries_of_backbones_are_theirs_alone_and_trusted(name, rank):
         with_components(chosen, upsampling={"name": "linear"})
 
 
-def test_an_entry_of_the_network_stays_and_one_of_another_is_not_translated():
-    assert (
-        BACKBONES["mednext-s"].architecture(mednext := BACKBONES["mednext-l-k5"].architecture(nnunet_entry(3)))
-        is mednext
-    )
-    entry = BACKBONES["unetr"].architecture(nnunet_entry(3))
-    with pytest.raises(
-        ValueError, match=r"name the network monai.networks.nets.UNETR, in whose place .*SegResNet cannot"
-    ):
-        BACKBONES["segresnet"].architecture(entry)
+@pytest.mark.parametrize(
+    "planned, chosen, message",
+    [
+        (
+            "unetr",
+            "segresnet",
+            "SegResNet cannot be put in the place of .*, the network monai.networks.nets.UNETR; use",
+        ),
+        ("mednext-l", "mednext-s", "MedNeXt cannot be put in the place of .*, it with other network_kwargs; use plans"),
+    ],
+)
+def test_an_entry_of_another_network_is_not_translated(planned, chosen, message):
+    entry = BACKBONES[planned].architecture(nnunet_entry(3))
+    with pytest.raises(ValueError, match=message):
+        BACKBONES[chosen].architecture(entry)
 
 
 # What MONAI built in each of the twelve blocks of UNETR when the paper was written, and nothing used.
