@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnunet_deconver.layers.common import CONVOLUTIONS, TransposedConvolution
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.layers.replacement import replace_segmentation_head, replace_transposed_convolutions
 
@@ -442,13 +441,14 @@ def _checked_strides(strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...],
 
 
 def _put_axes(
-    network: nn.Module, upsampling: dict | None, segmentation_head: dict | None, heads: Sequence[str]
+    network: nn.Module,
+    upsampling: dict | None,
+    segmentation_head: dict | None,
+    heads: Sequence[str],
 ) -> list[nn.Module]:
     """Gives a network that is not trained an upsampling and a head; returns its heads by their names."""
     replace_transposed_convolutions(network, upsampling, same_start=False)
     if segmentation_head is not None and not SEGMENTATION_HEADS.is_default(segmentation_head):
-        for name in heads:
-            _put(network, name, _as_convolution(network.get_submodule(name)))
         for name in heads or (None,):
             replace_segmentation_head(network, segmentation_head, name=name, same_start=False)
     return [network.get_submodule(name) for name in heads]
@@ -457,18 +457,6 @@ def _put_axes(
 def _put(network: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, own = name.rpartition(".")
     setattr(network.get_submodule(parent), own, layer)
-
-
-def _as_convolution(layer: nn.Module) -> nn.Module:
-    """A convolution in the place of a transposed one of a voxel, which is the same function (MedNeXt has them)."""
-    if not isinstance(layer, TransposedConvolution) or {*layer.kernel_size, *layer.stride, layer.groups} != {1}:
-        return layer
-    convolution = CONVOLUTIONS[len(layer.stride)](layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
-    with torch.no_grad():
-        convolution.weight.copy_(layer.weight.transpose(0, 1))
-        if layer.bias is not None:
-            cast(Tensor, convolution.bias).copy_(layer.bias)
-    return convolution
 
 
 def _nearest(

@@ -77,18 +77,21 @@ class Adaptation:
     patch_argument: str | None = None
 
     def architecture(self, architecture: dict) -> dict:
-        """The architecture entry of the network, given the one nnU-Net's planner makes; an entry of it stays.
+        """The architecture entry of the network, given the one nnU-Net's planner makes.
+
+        An entry that already names the network with these arguments is kept as it is.
 
         Raises:
-            ValueError: if the entry names a network of somebody else.
+            ValueError: if the entry names another network than nnU-Net's, or this with other arguments.
         """
         if self.is_of(architecture):
             return architecture
         name, arch_kwargs = architecture["network_class_name"], architecture["arch_kwargs"]
         if name.rpartition(".")[-1] not in NNUNETS or "conv_op" not in arch_kwargs:
             found = arch_kwargs.get("network", name)
+            found = "it with other network_kwargs" if found == self.network else f"the network {found}"
             raise ValueError(
-                f"the plans name the network {found}, in whose place {self.network} cannot be put; use plans of "
+                f"{self.network} cannot be put in the place of what the plans name, {found}; use plans of "
                 f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or make them with `nnunet-deconver plan`"
             )
         rank = int(arch_kwargs["conv_op"][-2])
@@ -106,11 +109,10 @@ class Adaptation:
 
     def is_of(self, architecture: dict) -> bool:
         """Whether an architecture entry is of this network, with these arguments."""
-        arch_kwargs = architecture["arch_kwargs"]
-        given = arch_kwargs.get("network_kwargs")
+        given = architecture["arch_kwargs"].get("network_kwargs")
         return (
             architecture["network_class_name"] == ADAPTED
-            and arch_kwargs.get("network") == self.network
+            and architecture["arch_kwargs"].get("network") == self.network
             and isinstance(given, dict)
             and all(given.get(key) == value for key, value in self.network_kwargs.items())
         )

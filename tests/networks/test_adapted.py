@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc
+from nnunet_deconver.models.upgrade import transfer
 from nnunet_deconver.networks import BACKBONES, Adapted, adapted
 from nnunet_deconver.networks.architecture import ADAPTED, build_network
 from nnunet_deconver.networks.backbones import backbone_of, with_components
@@ -235,6 +236,23 @@ def test_axes_are_put_into_the_network():
     )
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_trained_network_takes_axes_without_a_change_of_what_it_computes(name):
+    upsampling = None if name in NO_UPSAMPLING else DTC
+    plain, x = small(name, 2)
+    plain.eval().decoder.deep_supervision = False
+    network, _ = small(name, 2, upsampling, NERDC)
+    network.eval().decoder.deep_supervision = False
+    assert not torch.allclose(network(x), plain(x), rtol=1e-2)
+    transfer(plain, network)
+    torch.testing.assert_close(network(x), plain(x), rtol=1e-4, atol=1e-5)
+    network.train()(x).square().mean().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 0 if parameter.grad is None else parameter.grad
+    assert not torch.allclose(network.eval()(x), plain(x), rtol=1e-3)
+
+
 def test_nnunet_builds_it_from_json():
     arch_kwargs = {"network": "own_network.OwnNetwork", "network_kwargs": {"ndim": 2}, "upsampling": DTC}
     arch_kwargs |= {"channel_arguments": {"input_channels": "in_chans", "num_classes": "n_classes"}}
@@ -350,12 +368,71 @@ def test_entries_of_backbones_are_theirs_alone_and_trusted(name, rank):
         with_components(chosen, upsampling={"name": "linear"})
 
 
-def test_an_entry_of_another_network_is_not_translated():
-    entry = BACKBONES["unetr"].architecture(nnunet_entry(3))
-    with pytest.raises(
-        ValueError, match=r"name the network monai.networks.nets.UNETR, in whose place .*SegResNet cannot"
-    ):
-        BACKBONES["segresnet"].architecture(entry)
+@pytest.mark.parametrize(
+    "planned, chosen, message",
+    [
+        (
+            "unetr",
+            "segresnet",
+            "SegResNet cannot be put in the place of .*, the network monai.networks.nets.UNETR; use",
+        ),
+        ("mednext-l", "mednext-s", "MedNeXt cannot be put in the place of .*, it with other network_kwargs; use plans"),
+    ],
+)
+def test_an_entry_of_another_network_is_not_translated(planned, chosen, message):
+    entry = BACKBONES[planned].architecture(nnunet_entry(3))
+    with pytest.raises(ValueError, match=message):
+        BACKBONES[chosen].architecture(entry)
+
+
+# What MONAI built in each of the twelve blocks of UNETR when the paper was written, and nothing used.
+CROSS_ATTENTION = 12 * (4 * 768**2 + 768)
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, rank, extent, channels, unused, printed",
+    [
+        ("SegResNet", {"init_filters": 64, "upsample_mode": "deconv"}, 3, 64, (2, 1), 0, "75.9"),
+        ("SegResNet", {"init_filters": 64, "upsample_mode": "deconv"}, 3, 128, (4, 3), 0, "75.9"),
+        ("SegResNet", {"init_filters": 64, "upsample_mode": "deconv"}, 2, 512, (3, 1), 0, "25.5"),
+        ("UNETR", {"feature_size": 32}, 3, 64, (2, 1), CROSS_ATTENTION, "133.2"),
+        ("UNETR", {"feature_size": 32}, 3, 128, (4, 3), CROSS_ATTENTION, "139.8"),
+        ("UNETR", {"feature_size": 32}, 2, 512, (3, 1), CROSS_ATTENTION, "120.2"),
+        ("SwinUNETR", {"feature_size": 48}, 3, 64, (2, 1), 0, "62.2"),
+        ("SwinUNETR", {"feature_size": 48}, 3, 128, (4, 3), 0, "62.2"),
+        ("SwinUNETR", {"feature_size": 48}, 2, 512, (3, 1), 0, "25.1"),
+    ],
+)
+def test_parameters_are_those_of_deconvers_tables(name, kwargs, rank, extent, channels, unused, printed):
+    """Tables I to III of arXiv 2504.00302, in millions: ISLES'22, BraTS'23, and the 2D datasets."""
+    kwargs = {"spatial_dims": rank, **kwargs} | ({"img_size": [extent] * rank} if name == "UNETR" else {})
+    with FakeTensorMode():
+        options = {"network_kwargs": kwargs, "strides": [[1] * rank, [1] * rank, [32] * rank]}
+        network = make(f"monai.networks.nets.{name}", inputs=channels[0], classes=channels[1], **options)
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert f"{(count + unused) / 1e6:.1f}" == printed
+
+
+@pytest.mark.parametrize(
+    "features, rank, channels, printed",
+    [
+        ([64, 128, 256, 512], 3, (2, 1), "22.4"),
+        ([32, 64, 128, 256, 512], 3, (4, 3), "22.6"),
+        ([32, 64, 128, 256, 512, 512], 2, (3, 1), "20.6"),
+    ],
+)
+def test_parameters_of_nnunet_are_those_of_deconvers_tables(features, rank, channels, printed):
+    """With the stages of Deconver there, and one head."""
+    convolution, norm = (nn.Conv2d, nn.InstanceNorm2d) if rank == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+    kwargs = {"conv_op": convolution, "norm_op": norm, "norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
+    stages = {"n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2, "conv_bias": True, "kernel_sizes": 3}
+    strides = [1] + [2] * (len(features) - 1)
+    with torch.device("meta"):
+        network = PlainConvUNet(
+            channels[0], len(features), features, strides=strides, num_classes=channels[1], **kwargs, **stages
+        )
+    lower = sum(parameter.numel() for parameter in network.decoder.seg_layers[:-1].parameters())
+    assert f"{(sum(parameter.numel() for parameter in network.parameters()) - lower) / 1e6:.1f}" == printed
 
 
 @pytest.mark.parametrize("name", ADAPTED_BACKBONES)

@@ -290,7 +290,7 @@ def test_a_trainer_of_an_adapted_network_takes_nnunets_plans(folders):
     assert (chosen, schedule(0, 10), schedule(9, 10)) == ((1e-4, 1e-5), 1, 1)
     with pytest.raises(ValueError, match=r"UNETR does not take patches of 8 x 32 x 32; it takes 16 x 32 x 32:"):
         make("nnUNetTrainerUNETR", folders, adapted_plans(patch=(8, 32, 32)))
-    with pytest.raises(ValueError, match=r"the plans name the network monai.networks.nets.UNETR, in whose place"):
+    with pytest.raises(ValueError, match=r"SegResNet cannot be put in the place of .* monai.networks.nets.UNETR"):
         make("nnUNetTrainerSegResNet", folders, adapted_plans("UNETR"))
 
 
