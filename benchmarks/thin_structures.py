@@ -17,7 +17,7 @@ from recording import record
 from torch import nn
 from tqdm import tqdm
 
-from nnunet_deconver.networks.components import UPSAMPLINGS
+from nnunet_deconver.layers.components import UPSAMPLINGS
 
 ENTRIES = {
     "transposed": {"name": "transposed"},

@@ -6,7 +6,7 @@ A package names a module in its pyproject.toml,
     mine = "my_package.my_module"
 
 and the module adds its choices to `networks.backbones.BACKBONES`, `recipes.RECIPES`,
-`metrics.measurements.MEASUREMENTS`, or to the `choices` of `networks.components.UPSAMPLINGS` and `SEGMENTATION_HEADS`.
+`metrics.measurements.MEASUREMENTS`, or to the `choices` of `layers.components.UPSAMPLINGS` and `SEGMENTATION_HEADS`.
 It is imported with the networks, so that nnU-Net's own commands build from plans what it adds, and with the metrics.
 """
 

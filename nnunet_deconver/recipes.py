@@ -60,6 +60,16 @@ def warmup_cosine(epoch: int, num_epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (num_epochs - warmup)))
 
 
+def cosine(epoch: int, num_epochs: int) -> float:
+    """Factor on the learning rate: half a cosine to zero.
+
+    Args:
+        epoch: from 0 to num_epochs - 1.
+        num_epochs: length of the training.
+    """
+    return 0.5 * (1 + math.cos(math.pi * epoch / num_epochs))
+
+
 def halved_three_times(epoch: int, num_epochs: int) -> float:
     """Factor on the learning rate: halved at 50 %, 70 % and 90 % of the training.
 
@@ -142,12 +152,39 @@ RECIPES = {
     ),
     "dtc": Recipe(
         "AdamWConstant",
-        "AdamW 1e-4, weight decay 1e-5, the rate constant: DTC's in 2D, which prints no schedule.",
+        "AdamW 1e-4, weight decay 1e-5, the rate constant: DTC's in 2D, which prints no schedule, and UNETR's.",
         "arXiv 2601.17939",
         1e-4,
         1e-5,
         adamw,
         constant,
+    ),
+    "segresnet": Recipe(
+        "AdamCosine",
+        "Adam 1e-4, weight decay 1e-5, cosine: SegResNet's in MONAI's tutorial for BraTS.",
+        "MONAI",
+        1e-4,
+        1e-5,
+        adam,
+        cosine,
+    ),
+    "swinunetr": Recipe(
+        "AdamWCosine",
+        "AdamW 1e-4, weight decay 1e-5, cosine: Swin UNETR's in MONAI's tutorial for BraTS.",
+        "MONAI",
+        1e-4,
+        1e-5,
+        adamw,
+        cosine,
+    ),
+    "mednext": Recipe(
+        "AdamWPoly1e3",
+        "AdamW 1e-3, weight decay 3e-5, polynomial decay: MedNeXt's.",
+        "arXiv 2303.09975",
+        1e-3,
+        3e-5,
+        adamw,
+        polynomial,
     ),
 }
 

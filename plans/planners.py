@@ -22,9 +22,9 @@ from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_deconver.files import read_json, written_whole
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.architecture import DECONVER, build_network
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone, usual_recipe, with_components
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.deconver import recomputed_stages
 from nnunet_deconver.plans.cost import stage_level, stage_modules, training_flops
 from nnunet_deconver.plans.memory import GIB, TrainingMemory, training_memory
@@ -223,7 +223,7 @@ class MemoryPlanner(PluginPlanner):
     Memory that is left then saves Deconver work: stages keep what they would compute again in the backward pass.
 
     Class attributes set the network: backbone (see `networks.backbones`), upsampling and head (see
-    `networks.components`; None for the backbone's own); and which stages of Deconver compute again: "always", "never",
+    `layers.components`; None for the backbone's own); and which stages of Deconver compute again: "always", "never",
     or "auto" for those that do not fit the memory target otherwise. Patch and batch are those of "always".
     """
 
@@ -286,7 +286,7 @@ class MemoryPlanner(PluginPlanner):
             "_kw_requires_import": list(arch_kwargs_req_import),
         }
         patch_size = self.network_patch_size(patch_size)
-        peak = self._peak(self.architecture(entry), patch_size)
+        peak = self._peak(self.backbone.for_patch(self.architecture(entry), patch_size), patch_size)
         if peak > self._target and arch_kwargs["n_stages"] < 3:
             raise ValueError(
                 f"the GPU memory target of {self.UNet_vram_target_GB:g} GiB is too small: training on patches of "
@@ -308,7 +308,7 @@ class MemoryPlanner(PluginPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         patch_size = plan["patch_size"] = self.network_patch_size(plan["patch_size"])
-        plan["architecture"] = self.architecture(plan["architecture"])
+        plan["architecture"] = self.backbone.for_patch(self.architecture(plan["architecture"]), patch_size)
         # As nnU-Net: a batch covers 5 % of the dataset at most, but has two patches.
         limit = round(approximate_n_voxels_dataset * self.max_dataset_covered / math.prod(map(float, patch_size)))
         plan["batch_size"] = self._largest_batch_size(plan["architecture"], patch_size, limit)
@@ -373,7 +373,7 @@ class MemoryPlanner(PluginPlanner):
         fewest = flops(never)
 
         def saved_per_byte(stage: int) -> float:
-            return (flops([other == stage for other in stages]) - fewest) / more[stage]
+            return (flops([other == stage for other in stages]) - fewest) / max(more[stage], 1)
 
         chosen, kept = [True for _ in stages], always.kept
         for stage in sorted(stages, key=saved_per_byte, reverse=True):
@@ -384,7 +384,8 @@ class MemoryPlanner(PluginPlanner):
 
     def network_patch_size(self, patch_size: Sequence[int]) -> Sequence[int]:
         """The patch that the network takes in place of the one nnU-Net found."""
-        return patch_size
+        adaptation = self.backbone.adaptation
+        return patch_size if adaptation is None else adaptation.patch_size(patch_size)
 
     @property
     def _target(self) -> float:
@@ -437,7 +438,7 @@ def make_planner(
 
     Args:
         backbone: key of `BACKBONES`.
-        upsampling: entry of the axis, see `networks.components`.
+        upsampling: entry of the axis, see `layers.components`.
         segmentation_head: likewise.
         memory_target: GiB.
         recipe: key of `RECIPES`; None for what the backbone is usually trained with.

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunet_deconver.files import read_json
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.backbones import BACKBONES, usual_recipe
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks.trust import check_trusted
 from nnunet_deconver.plans.planners import MEMORY_TARGETS, MemoryPlanner, PluginPlanner, make_planner
 from nnunet_deconver.recipes import RECIPES, Recipe

@@ -16,8 +16,8 @@ from torch import nn
 
 from nnunet_deconver.layers import DeconverBlock
 from nnunet_deconver.layers.common import CONVOLUTIONS, CountsFeatures, transposed_convolution
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.layers.instance_norm import InstanceNorm
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.ops import device, nonnegative_deconvolution, same_convolution
 
 # By option of the components; a new option has to come here.

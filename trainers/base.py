@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -21,7 +22,7 @@ EPOCHS = (1, 5, 10, 20, 50, 100, 250, 300, 500, 750, 2000, 4000, 8000)
 class ArchitectureTrainer(CheckpointTrainer):
     """nnU-Net's trainer with a network of this package.
 
-    Class attributes set upsampling and head of the network (see `networks.components`; None leaves them to the
+    Class attributes set upsampling and head of the network (see `layers.components`; None leaves them to the
     plans), the recipe (see `recipes`; None is nnU-Net's own, as it is installed), the loss and the heads that it sees,
     and what nnU-Net sets in its constructor (None keeps the recipe's value, or nnU-Net's).
     """
@@ -72,6 +73,11 @@ class ArchitectureTrainer(CheckpointTrainer):
         return with_components(architecture, upsampling=cls.upsampling, segmentation_head=cls.segmentation_head)
 
     @classmethod
+    def planned_architecture(cls, configuration: ConfigurationManager) -> dict:
+        """The architecture entry this trainer builds of a configuration."""
+        return cls.architecture(configuration.configuration["architecture"])
+
+    @classmethod
     def check_plans(cls, plans: dict, configuration: str) -> None:
         """Builds the network of a configuration without memory and sends one patch through it.
 
@@ -97,7 +103,7 @@ class ArchitectureTrainer(CheckpointTrainer):
     ) -> nn.Module:
         """Builds the network; nnU-Net calls this on the class, for training and for inference."""
         network = build_network(
-            cls.architecture(configuration_manager.configuration["architecture"]),
+            cls.planned_architecture(configuration_manager),
             num_input_channels,
             num_output_channels,
             deep_supervision=enable_deep_supervision,
@@ -117,6 +123,13 @@ class ArchitectureTrainer(CheckpointTrainer):
         for module in self.network.modules():
             if isinstance(module, ChecksDevice):
                 module.check_device(self.device)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        # nnU-Net takes the strides of the plan, which are those of another network where the trainer chooses it.
+        strides = self.planned_architecture(self.configuration_manager)["arch_kwargs"]["strides"]
+        if not self.enable_deep_supervision or strides == self.configuration_manager.pool_op_kernel_sizes:
+            return super()._get_deep_supervision_scales()
+        return [list(scale) for scale in 1 / np.cumprod(np.vstack(strides), axis=0)][:-1]
 
     # Its class depends on labels and heads.
     def _build_loss(self) -> Any:

@@ -13,7 +13,7 @@ def upsampling_entry(name: str | None, receptive_field: str | None) -> dict | No
     Raises:
         InputError: if the upsampling is unknown or has no receptive field, or that is not a positive number.
     """
-    from nnunet_deconver.networks.components import UPSAMPLINGS
+    from nnunet_deconver.layers.components import UPSAMPLINGS
 
     if name is None:
         if receptive_field is not None:
@@ -35,7 +35,7 @@ def head_entry(name: str | None) -> dict | None:
     Raises:
         InputError: if the head is unknown.
     """
-    from nnunet_deconver.networks.components import SEGMENTATION_HEADS
+    from nnunet_deconver.layers.components import SEGMENTATION_HEADS
 
     if name is None:
         return None

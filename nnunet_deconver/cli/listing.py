@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from nnunet_deconver.integration.installation import require_nnunetv2
 
 if TYPE_CHECKING:
-    from nnunet_deconver.networks.components import Components
+    from nnunet_deconver.layers.components import Components
 
 SECTIONS = ("trainers", "planners", "presets", "backbones", "upsamplings", "heads", "recipes", "metrics")
 
 
 def source(name: str) -> str:
     """Where what the name of a trainer or planner stands for is published."""
+    from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
     from nnunet_deconver.networks.backbones import BACKBONES
-    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
     from nnunet_deconver.recipes import RECIPES
 
     name = name.removeprefix("nnUNetTrainer").removeprefix("nnUNetPlanner")
@@ -25,7 +25,9 @@ def source(name: str) -> str:
         for components in (UPSAMPLINGS, SEGMENTATION_HEADS)
         for component in components.choices.values()
     }
-    found = [text for label, text in sources.items() if label in name]
+    labels = [label for label in sources if label in name]
+    # A longer label may hold a shorter one, as SwinUNETR does.
+    found = [sources[label] for label in labels if not any(label in other and label != other for other in labels)]
     found += [recipe.source for recipe in RECIPES.values() if f"{name}_".startswith(f"_{recipe.label}_")]
     return ", ".join(dict.fromkeys(found)) or "nnU-Net"
 
@@ -99,7 +101,16 @@ def backbone_lines() -> list[str]:
 
     from nnunet_deconver.networks.backbones import BACKBONES
 
-    return choice_lines({name: (summary_of(locate(each.network)), each.source) for name, each in BACKBONES.items()})
+    return choice_lines(
+        {
+            # Adapted ones are named, not imported: their packages need not be installed, and take seconds.
+            name: (
+                summary_of(locate(each.network)) if each.adaptation is None else each.adaptation.network,
+                each.source,
+            )
+            for name, each in BACKBONES.items()
+        }
+    )
 
 
 def recipe_lines() -> list[str]:
@@ -155,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
 def section_lines(section: str) -> list[str]:
     """The lines of one of `SECTIONS`."""
     from nnunet_deconver import plans, trainers
-    from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+    from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
     if section == "trainers":
         return trainer_lines([getattr(trainers, name) for name in trainers.__all__])

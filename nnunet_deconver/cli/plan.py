@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="deconver, plain or residual, of which the last two are nnU-Net's; default: deconver",
+        help="deconver, nnU-Net's plain or residual, or one of MONAI's (see `list backbones`); default: deconver",
     )
     parser.add_argument("--upsampling", metavar="NAME", help="dtc, dysample or linear; default: the backbone's own")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
@@ -174,7 +174,7 @@ def report(
                 "patch": sizes(entry["patch_size"]),
                 "batch": str(entry["batch_size"]),
                 "spacing / mm": sizes(entry["spacing"]),
-                "stages": str(entry["architecture"]["arch_kwargs"]["n_stages"]),
+                "stages": str(entry["architecture"]["arch_kwargs"].get("n_stages", "-")),
                 "recomputed": ", ".join(map(str, recomputed(entry["architecture"]))) or "none",
                 "training / GiB": f"{plans[ESTIMATE][name]:.2f}",
                 "preprocessed data": f"{entry['data_identifier']}{'' if ready else ' (to be made)'}",

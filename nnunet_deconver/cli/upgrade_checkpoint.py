@@ -1,4 +1,4 @@
-"""`nnunet-deconver upgrade-checkpoint`: a trained nnU-Net with another upsampling or head, and the same function."""
+"""`nnunet-deconver upgrade-checkpoint`: a trained network with another upsampling or head, or larger kernels."""
 
 import argparse
 from pathlib import Path
@@ -12,16 +12,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand `upgrade-checkpoint`."""
     parser = subparsers.add_parser(
         "upgrade-checkpoint",
-        help="give a trained nnU-Net another upsampling or segmentation head",
-        description="Reads a checkpoint of nnU-Net's PlainConvUNet or ResidualEncoderUNet and writes a model folder "
-        "whose network has the chosen upsampling and head and computes the same: to predict with "
-        "(nnUNetv2_predict_from_modelfolder), and to fine-tune from (nnUNetv2_train -pretrained_weights).",
+        help="give a trained network another upsampling or segmentation head, or larger kernels",
+        description="Reads a checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver or a network of another "
+        "package and writes a model folder whose network has the chosen upsampling, head and kernels and computes the "
+        "same: to predict with (nnUNetv2_predict_from_modelfolder), and to fine-tune from (nnUNetv2_train "
+        "-pretrained_weights). Only larger kernels of MedNeXt compute something else, as its authors have it.",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="STOCK.pth", help="of nnU-Net, such as checkpoint_final.pth")
+    parser.add_argument("checkpoint", type=Path, metavar="STOCK.pth", help="such as checkpoint_final.pth")
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="FOLDER", help="model folder to write")
     parser.add_argument("--upsampling", metavar="NAME", help="dtc")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")
     parser.add_argument("--head", metavar="NAME", help="nerdm or nerdc")
+    parser.add_argument(
+        "--kernel", type=int, metavar="K", help="replaces kernel extents greater than 1; an odd number such as 5"
+    )
     add_trust(parser)
     parser.set_defaults(run=run)
 
@@ -32,7 +36,9 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_deconver.models.upgrade import upgrade_checkpoint
 
     upsampling, head = upsampling_entry(args.upsampling, args.receptive_field), head_entry(args.head)
-    path = upgrade_checkpoint(args.checkpoint, args.out, upsampling=upsampling, head=head, trust=args.trust)
+    path = upgrade_checkpoint(
+        args.checkpoint, args.out, upsampling=upsampling, head=head, kernel=args.kernel, trust=args.trust
+    )
     fold = path.parent.name.removeprefix("fold_")
     print(f"wrote {path}")
     print(f"predict:   nnUNetv2_predict_from_modelfolder -m {args.out} -f {fold} -i ... -o ...")

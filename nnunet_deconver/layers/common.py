@@ -70,6 +70,16 @@ def transposed_convolution(in_channels: int, out_channels: int, stride: Sequence
     return TRANSPOSED_CONVOLUTIONS[len(stride)](in_channels, out_channels, stride, stride)
 
 
+def as_convolution(layer: Convolution | TransposedConvolution) -> Convolution | TransposedConvolution:
+    """The convolution that a transposed one with a kernel of one voxel is, with its parameters; others as they are."""
+    if not isinstance(layer, TransposedConvolution) or {*layer.kernel_size, *layer.stride, layer.groups} != {1}:
+        return layer
+    convolution = CONVOLUTIONS[len(layer.stride)](layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
+    convolution.weight = nn.Parameter(layer.weight.detach().transpose(0, 1))
+    convolution.bias = layer.bias
+    return convolution.train(layer.training)
+
+
 def pointwise_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *, rectify: bool = False) -> Tensor:
     """A pointwise convolution, and ReLU if it is to `rectify`; where channels lie side by side, of voxels in rows.
 

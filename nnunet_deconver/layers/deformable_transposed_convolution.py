@@ -123,14 +123,22 @@ class DeformableTransposedConvolution(nn.Module):
             nn.init.constant_(self.offset.get_parameter("bias")[self.rank :], 0.5)
 
     def start_as(self, plain: TransposedConvolution) -> None:
-        """Makes the layer a transposed convolution with kernel = stride, exactly; sampled features come in from zero.
+        """Makes the layer a transposed convolution, exactly; sampled features come in from zero.
 
         Args:
-            plain: the transposed convolution.
+            plain: the transposed convolution: of the base's shapes, or the base itself.
+
+        Raises:
+            ValueError: if the base is another upsampling.
         """
-        self.base.load_state_dict(plain.state_dict(), strict=plain.bias is not None)
-        if plain.bias is None:
-            nn.init.zeros_(self.base.get_parameter("bias"))
+        if plain is not self.base:
+            if not isinstance(self.base, TransposedConvolution):
+                raise ValueError(
+                    f"base {type(self.base).__name__} cannot start as a transposed convolution; leave it out"
+                )
+            self.base.load_state_dict(plain.state_dict(), strict=plain.bias is not None)
+            if plain.bias is None and self.base.bias is not None:
+                nn.init.zeros_(self.base.bias)
         nn.init.zeros_(self.projection.weight)
         nn.init.zeros_(self.projection.get_parameter("bias"))
 

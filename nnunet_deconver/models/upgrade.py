@@ -1,4 +1,4 @@
-"""A trained nnU-Net with another upsampling or head, and the same function."""
+"""A trained network with another upsampling or head, or larger kernels, and the same function."""
 
 import json
 import math
@@ -7,29 +7,40 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
+from nnunet_deconver import trainers
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.plans import check_plans
-from nnunet_deconver.layers.common import StartsAsPlain
+from nnunet_deconver.layers.common import StartsAsPlain, as_convolution
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.layers.larger_kernels import enlarge_kernels
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
-from nnunet_deconver.networks.architecture import build_network
-from nnunet_deconver.networks.backbones import with_components
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.networks.architecture import build_network, with_larger_kernels
+from nnunet_deconver.networks.backbones import recipe_trainer_name, with_components
 
 
 def upgrade_checkpoint(
-    source: Path, out: Path, *, upsampling: dict | None = None, head: dict | None = None, trust: bool = False
+    source: Path,
+    out: Path,
+    *,
+    upsampling: dict | None = None,
+    head: dict | None = None,
+    kernel: int | None = None,
+    trust: bool = False,
 ) -> Path:
-    """Gives a trained nnU-Net another upsampling or head, such that it computes the same.
+    """Gives a trained network another upsampling or head, or larger kernels, such that it computes the same.
 
     Args:
-        source: checkpoint of PlainConvUNet or ResidualEncoderUNet, in its model folder.
+        source: checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver or `Adapted`, in its model folder.
         out: model folder to make.
         upsampling: entry of the axis, {"name": "dtc", ...}; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
+        kernel: replaces every kernel extent greater than 1; None keeps them. In `Adapted`, it is the `kernel_size` of
+            MedNeXt, whose kernels are interpolated, which changes what it computes.
         trust: whether to unpickle the checkpoint and to import what its plans name, see `networks.trust`.
 
     Returns:
@@ -39,19 +50,20 @@ def upgrade_checkpoint(
         InputError: if the choice cannot start as what it replaces, the checkpoint is not one of these networks, or
             `out` exists or cannot be written.
     """
-    check_choice(upsampling, head)
+    check_choice(upsampling, head, kernel)
     if out.exists():
         raise ArgumentError("out", out, "exists already; name a folder that does not")
     upsampling = None if upsampling is None else UPSAMPLINGS.start_entry(upsampling)
     head = None if head is None else SEGMENTATION_HEADS.start_entry(head)
-    upgraded, plans = upgrade(read_checkpoint(source, trust), upsampling, head, f"{source}: init_args", trust)
+    checkpoint = read_checkpoint(source, trust)
+    upgraded, plans = upgrade(checkpoint, upsampling, head, kernel, f"{source}: init_args", trust)
     return write_model(upgraded, plans, source, out)
 
 
-def check_choice(upsampling: dict | None, head: dict | None) -> None:
+def check_choice(upsampling: dict | None, head: dict | None, kernel: int | None = None) -> None:
     """Raises InputError if nothing is chosen, or something that cannot start as what it replaces."""
-    if upsampling is None and head is None:
-        raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm or --head nerdc")
+    if upsampling is None and head is None and kernel is None:
+        raise InputError("nothing to upgrade to: add --upsampling dtc, --head nerdm, --head nerdc or --kernel 5")
     for argument, components, entry in (("upsampling", UPSAMPLINGS, upsampling), ("head", SEGMENTATION_HEADS, head)):
         if entry is None:
             continue
@@ -65,15 +77,17 @@ def upgrade(
     checkpoint: dict,
     upsampling: dict | None,
     head: dict | None,
+    kernel: int | None = None,
     where: str = "the checkpoint",
     trust: bool = False,
 ) -> tuple[dict, dict]:
     """The checkpoint of the network with the axes that computes what the checkpoint's network does.
 
     Args:
-        checkpoint: of nnU-Net's PlainConvUNet or ResidualEncoderUNet.
+        checkpoint: of one of the networks that `upgrade_checkpoint` takes.
         upsampling: entry of the axis; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
+        kernel: see `upgrade_checkpoint`.
         where: it is from, for messages.
         trust: see `upgrade_checkpoint`.
 
@@ -87,41 +101,82 @@ def upgrade(
     plans = {key: value for key, value in arguments["plans"].items() if key != "continue_training"}
     check_plans(plans, where, "upgrade a checkpoint as nnU-Net's training wrote it")
     manager, configuration = plan_of(plans, arguments["configuration"], where, trust=trust)
-    architecture = configuration.configuration["architecture"]
+    trainer = checkpoint["trainer_name"]
+    architecture = _built_by(trainer, configuration)
     dataset = arguments["dataset_json"]
     channels, labels = channels_and_labels(manager, configuration, dataset, where)
     classes = labels.num_segmentation_heads
     try:
-        stock = build_network(architecture, channels, classes, deep_supervision=False)
-        stock.load_state_dict(checkpoint["network_weights"])
+        network = build_network(architecture, channels, classes, deep_supervision=False)
+        network.load_state_dict(checkpoint["network_weights"])
     except Exception as error:
         raise InputError(
             f"the checkpoint's weights do not fit the network of its plans, {architecture['network_class_name']}; "
-            f"trainers that build networks of their own cannot be upgraded ({str(error).splitlines()[0]})"
+            f"trainers of others that build networks of their own cannot be upgraded ({str(error).splitlines()[0]})"
         ) from error
-    try:
-        chosen = with_components(architecture, upsampling=upsampling, segmentation_head=head)
-        network = build_network(chosen, channels, classes, deep_supervision=False)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    transfer(stock, network)
-
-    check_same_function(stock, network, channels, configuration.patch_size)
+    if upsampling is not None or head is not None:
+        stock = network
+        try:
+            architecture = with_components(architecture, upsampling=upsampling, segmentation_head=head)
+            network = build_network(architecture, channels, classes, deep_supervision=False)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        transfer(stock, network)
+        check_same_function(stock, network, channels, configuration.patch_size)
+    if kernel is not None:
+        small = network
+        interpolate = "kernel_sizes" not in architecture["arch_kwargs"]
+        try:
+            architecture = with_larger_kernels(architecture, kernel)
+            network = build_network(architecture, channels, classes, deep_supervision=False)
+            network.load_state_dict(enlarge_kernels(small.state_dict(), network, interpolate=interpolate))
+        except ValueError as error:
+            raise ArgumentError("kernel", kernel, str(error)) from error
+        if not interpolate:
+            check_same_function(small, network, channels, configuration.patch_size)
 
     own = dict(plans["configurations"][arguments["configuration"]])
-    own["architecture"] = chosen
+    own["architecture"] = architecture
     plans = plans | {"configurations": plans["configurations"] | {arguments["configuration"]: own}}
     return for_prediction(checkpoint) | {
         "network_weights": network.state_dict(),
+        "trainer_name": _trainer_of(trainer, architecture),
         "init_args": arguments | {"plans": plans},
     }, plans
 
 
+def _built_by(trainer: str, configuration: ConfigurationManager) -> dict:
+    """The architecture entry that a trainer builds of a configuration; another trainer than ours builds the plan's.
+
+    Raises:
+        InputError: if the plans do not fit the trainer.
+    """
+    if trainer not in trainers.__all__:
+        return configuration.configuration["architecture"]
+    try:
+        return getattr(trainers, trainer).planned_architecture(configuration)
+    except ValueError as error:
+        raise InputError(f"{trainer}: {error}") from error
+
+
+def _trainer_of(trainer: str, architecture: dict) -> str:
+    """The trainer of an upgraded model: the one it had, unless that builds another network."""
+    if trainer not in trainers.__all__:
+        return trainer
+    try:
+        kept = getattr(trainers, trainer).architecture(architecture) == architecture
+    except ValueError:  # a trainer of MedNeXt with kernels of 3 takes no others
+        kept = False
+    return trainer if kept else recipe_trainer_name(architecture) or "nnUNetTrainer"
+
+
 def check_same_function(stock: nn.Module, network: nn.Module, channels: int, patch_size: list[int]) -> None:
-    """Raises InputError unless two networks compute the same on an image of about half the patch's extent."""
-    strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
-    # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
-    size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
+    """Raises InputError unless two networks compute the same on an image, of half the patch's extent if they can."""
+    size = patch_size
+    if hasattr(stock, "encoder"):
+        strides = [math.prod(axis) for axis in zip(*cast(Any, stock).encoder.strides, strict=True)]
+        # At least two voxels per axis at the lowest resolution, which instance normalisation needs.
+        size = [max(2, extent // 2 // stride) * stride for extent, stride in zip(patch_size, strides, strict=True)]
     with torch.no_grad():
         image = torch.randn(1, channels, *size)
         expected, found = stock.eval()(image), network.eval()(image)
@@ -135,22 +190,18 @@ def transfer(stock: nn.Module, network: nn.Module) -> None:
     """Copies the parameters of a network into the same one with axes, and starts the axes as what they replace.
 
     Args:
-        stock: PlainConvUNet or ResidualEncoderUNet of nnU-Net.
+        stock: any network.
         network: the same with axes.
     """
     weights = network.state_dict()
     own = stock.state_dict().items()
     weights.update({key: value for key, value in own if key in weights and weights[key].shape == value.shape})
     network.load_state_dict(weights)
-    for kind in ("transpconvs", "seg_layers"):
-        for old, new in zip(
-            stock.get_submodule(f"decoder.{kind}").children(),
-            network.get_submodule(f"decoder.{kind}").children(),
-            strict=True,
-        ):
-            if type(new) is not type(old):
-                assert isinstance(new, StartsAsPlain)  # as `check_choice` has seen to
-                new.start_as(old)
+    replaced = dict(network.named_modules())
+    for name, old in stock.named_modules():
+        new = replaced.get(name)
+        if type(new) is not type(old) and isinstance(new, StartsAsPlain):  # as `check_choice` has seen to
+            new.start_as(as_convolution(cast(Any, old)))
 
 
 def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:

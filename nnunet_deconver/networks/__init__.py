@@ -1,8 +1,9 @@
 """Networks that nnU-Net builds from a plans file."""
 
 from nnunet_deconver.extensions import load_extensions
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS, Component
+from nnunet_deconver.networks.adapted import Adapted
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS, Component
 from nnunet_deconver.networks.deconver import Deconver
 from nnunet_deconver.networks.unet import PlainConvUNet, ResidualEncoderUNet
 from nnunet_deconver.recipes import RECIPES, Recipe
@@ -12,6 +13,7 @@ __all__ = [
     "RECIPES",
     "SEGMENTATION_HEADS",
     "UPSAMPLINGS",
+    "Adapted",
     "Backbone",
     "Component",
     "Deconver",

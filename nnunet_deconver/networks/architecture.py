@@ -4,16 +4,19 @@ Architecture entries are what stands under `architecture` in a configuration of 
 name and its keyword arguments, of which some are dotted names themselves.
 """
 
+import math
 import pydoc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 PACKAGE = "nnunet_deconver.networks"
 DECONVER = f"{PACKAGE}.Deconver"
+ADAPTED = f"{PACKAGE}.Adapted"
 
 # What a network's topology consists of; the rest describes the blocks of the network the plan was made for.
 _TOPOLOGY = ("n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides")
@@ -54,6 +57,91 @@ def deconver_architecture(architecture: dict, *, kernel_size: int | None = None)
     return {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """A network of another package, as `Adapted` builds it, for 2D and 3D alike.
+
+    Attributes:
+        network: dotted name of its class.
+        network_kwargs: its arguments, besides the channels and the following two.
+        strides: from each output to the next, the same along all axes, see `Adapted`; a patch must be divisible by
+            their product.
+        rank_argument: what it calls the number of spatial axes.
+        patch_argument: what it calls the size of the patch; None where it takes any that is divisible.
+    """
+
+    network: str
+    network_kwargs: Mapping[str, Any]
+    strides: Sequence[int]
+    rank_argument: str = "spatial_dims"
+    patch_argument: str | None = None
+
+    def architecture(self, architecture: dict) -> dict:
+        """The architecture entry of the network, given the one nnU-Net's planner makes.
+
+        An entry that already names the network with these arguments is kept as it is.
+
+        Raises:
+            ValueError: if the entry names another network than nnU-Net's, or this with other arguments.
+        """
+        if self.is_of(architecture):
+            return architecture
+        name, arch_kwargs = architecture["network_class_name"], architecture["arch_kwargs"]
+        if name.rpartition(".")[-1] not in NNUNETS or "conv_op" not in arch_kwargs:
+            found = arch_kwargs.get("network", name)
+            found = "it with other network_kwargs" if found == self.network else f"the network {found}"
+            raise ValueError(
+                f"{self.network} cannot be put in the place of what the plans name, {found}; use plans of "
+                f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or make them with `nnunet-deconver plan`"
+            )
+        rank = int(arch_kwargs["conv_op"][-2])
+        axes = {axis.argument: arch_kwargs[axis.argument] for axis in _AXES if axis.argument in arch_kwargs}
+        return {
+            "network_class_name": ADAPTED,
+            "arch_kwargs": {
+                "network": self.network,
+                "network_kwargs": {self.rank_argument: rank, **self.network_kwargs},
+                "strides": [[stride] * rank for stride in self.strides],
+                **axes,
+            },
+            "_kw_requires_import": [],
+        }
+
+    def is_of(self, architecture: dict) -> bool:
+        """Whether an architecture entry is of this network, with these arguments."""
+        given = architecture["arch_kwargs"].get("network_kwargs")
+        return (
+            architecture["network_class_name"] == ADAPTED
+            and architecture["arch_kwargs"].get("network") == self.network
+            and isinstance(given, dict)
+            and all(given.get(key) == value for key, value in self.network_kwargs.items())
+        )
+
+    def for_patch(self, architecture: dict, patch_size: Sequence[int]) -> dict:
+        """An architecture entry of the network for another patch size.
+
+        Raises:
+            ValueError: if it is built for one patch size, which cannot be this.
+        """
+        if self.patch_argument is None:
+            return architecture
+        fitting = self.patch_size(patch_size)
+        if fitting != list(patch_size):
+            shapes = [" x ".join(map(str, size)) for size in (patch_size, fitting)]
+            raise ValueError(
+                f"{self.network} does not take patches of {shapes[0]}; it takes {shapes[1]}: change patch_size in the "
+                "plans, or make plans for it with `nnunet-deconver plan`"
+            )
+        arch_kwargs = architecture["arch_kwargs"]
+        size = {self.patch_argument: [int(extent) for extent in patch_size]}
+        return architecture | {"arch_kwargs": arch_kwargs | {"network_kwargs": arch_kwargs["network_kwargs"] | size}}
+
+    def patch_size(self, patch_size: Sequence[int]) -> list[int]:
+        """The smallest patch that the network takes which is no smaller than another."""
+        by = math.prod(self.strides)
+        return [math.ceil(extent / by) * by for extent in patch_size]
+
+
 def plain_architecture(architecture: dict) -> dict:
     """The architecture entry of nnU-Net's default network on the stages of `architecture`: what to compare with.
 
@@ -85,14 +173,46 @@ def plain_architecture(architecture: dict) -> dict:
     }
 
 
+def with_larger_kernels(architecture: dict, kernel_size: int) -> dict:
+    """The architecture entry of the same network with larger kernels.
+
+    Args:
+        architecture: entry of a network with nnU-Net's topology arguments, or of one of another package that takes
+            `kernel_size`.
+        kernel_size: replaces every extent greater than 1, which leaves anisotropic kernels flat; odd.
+
+    Raises:
+        ValueError: if the network has no kernels to choose, or they are not smaller.
+    """
+    arch_kwargs = architecture["arch_kwargs"]
+    others = arch_kwargs.get("network_kwargs") or {}
+    if "kernel_sizes" in arch_kwargs:
+        kernels = arch_kwargs["kernel_sizes"]
+        larger = arch_kwargs | {"kernel_sizes": _replaced_kernel(kernels, kernel_size)}
+    elif isinstance(others.get("kernel_size"), int):
+        kernels = others["kernel_size"]
+        larger = arch_kwargs | {"network_kwargs": others | {"kernel_size": kernel_size}}
+    else:
+        name = arch_kwargs.get("network", architecture["network_class_name"])
+        raise ValueError(f"the network {name} of the plans has no kernel_sizes, nor a kernel_size, to enlarge")
+    largest = max(_extents(kernels))
+    if kernel_size % 2 == 0 or kernel_size <= largest:
+        raise ValueError(f"must be an odd number greater than {largest}, the largest kernel of the plans")
+    return architecture | {"arch_kwargs": larger}
+
+
+def _extents(kernels: int | Sequence) -> list[int]:
+    return [kernels] if isinstance(kernels, int) else [extent for kernel in kernels for extent in _extents(kernel)]
+
+
 def _at_most_3(kernels: int | Sequence) -> int | list:
     return min(kernels, 3) if isinstance(kernels, int) else [_at_most_3(kernel) for kernel in kernels]
 
 
-def _replaced_kernel(kernel: int | Sequence[int], kernel_size: int) -> int | list[int]:
+def _replaced_kernel(kernel: int | Sequence, kernel_size: int) -> int | list:
     if isinstance(kernel, int):
         return kernel if kernel == 1 else kernel_size
-    return [k if k == 1 else kernel_size for k in kernel]
+    return [_replaced_kernel(k, kernel_size) for k in kernel]
 
 
 def build_network(architecture: dict, input_channels: int, num_classes: int, *, deep_supervision: bool) -> nn.Module:

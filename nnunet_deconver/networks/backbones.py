@@ -4,10 +4,10 @@ A further one is a network that nnU-Net's plans can name, and one entry here; pl
 follow from that. The network takes nnU-Net's topology arguments, `upsampling` and `segmentation_head`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nnunet_deconver.networks.architecture import DECONVER, NNUNETS, PACKAGE, deconver_architecture
+from nnunet_deconver.networks.architecture import ADAPTED, DECONVER, NNUNETS, PACKAGE, Adaptation, deconver_architecture
 from nnunet_deconver.recipes import RECIPES, Recipe
 
 
@@ -26,6 +26,7 @@ class Backbone:
         recipe: name of what it is usually trained with.
         trainer: with that recipe; None for `nnUNetTrainer_<label of the recipe>`, or nnU-Net's own.
         is_nnunets: whether it is nnU-Net's network, named after what is changed in it.
+        adaptation: how `Adapted` builds it; None for a network that knows nnU-Net by itself.
     """
 
     network: str
@@ -37,7 +38,69 @@ class Backbone:
     recipe: str = "nnunet"
     trainer: str | None = None
     is_nnunets: bool = False
+    adaptation: Adaptation | None = None
 
+    def is_of(self, architecture: dict) -> bool:
+        """Whether an architecture entry names this backbone."""
+        if self.adaptation is not None:
+            return self.adaptation.is_of(architecture)
+        return architecture["network_class_name"] == self.network
+
+    def for_patch(self, architecture: dict, patch_size: Sequence[int]) -> dict:
+        """An architecture entry of this backbone for a patch size, on which the arguments of some networks depend."""
+        return architecture if self.adaptation is None else self.adaptation.for_patch(architecture, patch_size)
+
+
+def _monai(
+    name: str,
+    label: str,
+    source: str,
+    network_kwargs: dict,
+    strides: Sequence[int],
+    recipe: str,
+    patch: str | None = None,
+) -> Backbone:
+    """A network of MONAI, which is imported when it is built."""
+    adaptation = Adaptation(f"monai.networks.nets.{name}", network_kwargs, strides, patch_argument=patch)
+    return Backbone(
+        ADAPTED,
+        label,
+        source,
+        adaptation.architecture,
+        recipe=recipe,
+        trainer=f"nnUNetTrainer{label}",
+        adaptation=adaptation,
+    )
+
+
+def _mednext(size: str, kernel_size: int) -> Backbone:
+    """MedNeXt as its authors call its sizes; its fifth output has no weight in nnU-Net's loss."""
+    encoder, bottleneck, decoder, blocks = _MEDNEXTS[size]
+    network_kwargs = {
+        "init_filters": 32,
+        "encoder_expansion_ratio": encoder,
+        "bottleneck_expansion_ratio": bottleneck,
+        "decoder_expansion_ratio": decoder,
+        "kernel_size": kernel_size,
+        "deep_supervision": True,
+        "use_residual_connection": True,
+        "blocks_down": blocks[:4],
+        "blocks_bottleneck": blocks[4],
+        "blocks_up": blocks[5:],
+    }
+    label = f"MedNeXt{size}{'' if kernel_size == 3 else f'k{kernel_size}'}"
+    return _monai("MedNeXt", label, "arXiv 2303.09975", network_kwargs, (1, 2, 2, 2, 2, 1), "mednext")
+
+
+# Expansion of encoder, bottleneck and decoder, blocks of all stages: table 1 of arXiv 2303.09975.
+_MEDNEXTS = {
+    "S": ([2] * 4, 2, [2] * 4, [2] * 9),
+    "B": ([2, 3, 4, 4], 4, [4, 4, 3, 2], [2] * 9),
+    "M": ([2, 3, 4, 4], 4, [4, 4, 3, 2], [3, 4, 4, 4, 4, 4, 4, 4, 3]),
+    "L": ([3, 4, 8, 8], 8, [8, 8, 4, 3], [3, 4, 8, 8, 8, 8, 8, 4, 3]),
+}
+# MONAI's BasicUNet with the features of the U-Net of arXiv 1505.04597, of which the last is the upsampled first.
+_UNET = [64, 128, 256, 512, 1024, 64]
 
 BACKBONES = {
     "deconver": Backbone(
@@ -57,13 +120,56 @@ BACKBONES = {
         planner="nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners."
         "ResEncUNetPlanner",
     ),
+    "segresnet": _monai(
+        "SegResNet",
+        "SegResNet",
+        "arXiv 1810.11654",
+        {"init_filters": 32, "upsample_mode": "deconv"},
+        (1, 1, 8),
+        "segresnet",
+    ),
+    "unetr": _monai("UNETR", "UNETR", "arXiv 2103.10504", {"feature_size": 16}, (1, 1, 16), "dtc", patch="img_size"),
+    "swinunetr": _monai(
+        "SwinUNETR", "SwinUNETR", "arXiv 2201.01266", {"feature_size": 48, "use_v2": False}, (1, 1, 32), "swinunetr"
+    ),
+    "swinunetr-v2": _monai(
+        "SwinUNETR",
+        "SwinUNETRV2",
+        "doi 10.1007/978-3-031-43901-8_40",
+        {"feature_size": 48, "use_v2": True},
+        (1, 1, 32),
+        "swinunetr",
+    ),
+    **{
+        f"mednext-{size.lower()}{'' if kernel_size == 3 else f'-k{kernel_size}'}": _mednext(size, kernel_size)
+        for kernel_size in (3, 5)
+        for size in _MEDNEXTS
+    },
+    "attentionunet": _monai(
+        "AttentionUnet",
+        "AttentionUNet",
+        "arXiv 1804.03999",
+        {"channels": [32, 64, 128, 256, 512], "strides": [2, 2, 2, 2]},
+        (1, 1, 16),
+        "nnunet",
+    ),
+    "unet": _monai(
+        "BasicUNet", "UNet", "arXiv 1505.04597", {"features": _UNET, "upsample": "deconv"}, (1, 1, 16), "nnunet"
+    ),
+    "unet-linear": _monai(
+        "BasicUNet",
+        "UNetLinear",
+        "arXiv 1505.04597",
+        {"features": _UNET, "upsample": "nontrainable"},
+        (1, 1, 16),
+        "nnunet",
+    ),
 }
 
 
 def backbone_of(architecture: dict) -> Backbone | None:
     """The backbone that an architecture entry names; None for another network."""
-    name = architecture["network_class_name"]
-    return next((backbone for backbone in BACKBONES.values() if backbone.network == name), None)
+    return next((backbone for backbone in BACKBONES.values() if backbone.is_of(architecture)), None)
 
 
 def usual_recipe(architecture: dict) -> Recipe:
@@ -96,7 +202,7 @@ def with_components(
 
     Args:
         architecture: entry of PlainConvUNet, ResidualEncoderUNet or one of `BACKBONES`.
-        upsampling: entry, see `networks.components`; None leaves what the entry has.
+        upsampling: entry, see `layers.components`; None leaves what the entry has.
         segmentation_head: likewise.
 
     Raises:
@@ -107,12 +213,12 @@ def with_components(
     if not chosen:
         return architecture
     name = architecture["network_class_name"]
-    if backbone_of(architecture) is None:
+    if backbone_of(architecture) is None and name != ADAPTED:
         if name.rpartition(".")[-1] not in NNUNETS:
             raise ValueError(
                 f"the plans name the network {name}, which has no {' or '.join(chosen)} to choose; use plans of "
                 f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or plans that name one of "
-                f"{', '.join(backbone.network for backbone in BACKBONES.values())}"
+                f"{', '.join(dict.fromkeys(backbone.network for backbone in BACKBONES.values()))}"
             )
         name = f"{PACKAGE}.{name.rpartition('.')[-1]}"
     arch_kwargs = architecture["arch_kwargs"]

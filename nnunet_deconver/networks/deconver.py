@@ -56,7 +56,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
             `DeconverBlock`: "always", which takes the least memory; "never", which takes the fewest operations; or one
             boolean per stage, highest resolution first, for its blocks in encoder and decoder.
         backend: what computes the NDC, see `ops.nonnegative_deconvolution`; None for the fastest that can.
-        upsampling: entry of the axis, see `networks.components`; None for transposed convolutions.
+        upsampling: entry of the axis, see `layers.components`; None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         n_conv_per_stage: unused, see above.
         n_conv_per_stage_decoder: unused.

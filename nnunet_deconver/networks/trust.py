@@ -29,9 +29,16 @@ def check_trusted(architecture: dict, where: str) -> None:
     if name not in [backbone.network for backbone in BACKBONES.values()]:
         _check_class(name, "network_class_name", NETWORKS, where)
     arch_kwargs = architecture["arch_kwargs"]
+    # Whatever the network is: who does not take the argument will say so.
+    if "network" in arch_kwargs and arch_kwargs["network"] not in _adapted():
+        _check_class(arch_kwargs["network"], "arch_kwargs.network", NETWORKS, where)
     for key in architecture["_kw_requires_import"]:
         if arch_kwargs.get(key) is not None:
             _check_class(arch_kwargs[key], f"arch_kwargs.{key}", OPERATORS, where)
+
+
+def _adapted() -> list[str]:
+    return [backbone.adaptation.network for backbone in BACKBONES.values() if backbone.adaptation is not None]
 
 
 def _check_class(name: object, field: str, packages: tuple[str, ...], where: str) -> None:

@@ -28,7 +28,7 @@ class _WithAxes(_Network):
 
     Args:
         *args: the network's own.
-        upsampling: entry of the axis (see `networks.components`); None for transposed convolutions.
+        upsampling: entry of the axis (see `layers.components`); None for transposed convolutions.
         segmentation_head: entry of the axis; None for 1x1 convolutions.
         **kwargs: the network's own.
     """

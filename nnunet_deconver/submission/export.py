@@ -7,10 +7,12 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from string import Template
 
 import torch
+from torch import nn
 
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
@@ -21,6 +23,7 @@ from nnunet_deconver.layers.nonnegative_deconvolution import NonnegativeDeconvol
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.models.trainer import build_trained, find_trainer
+from nnunet_deconver.networks.adapted import Adapted
 from nnunet_deconver.submission.packages import installed_distribution, write_requirements
 from nnunet_deconver.submission.targets import TARGETS, Target
 from nnunet_deconver.submission.torch_builds import torch_build
@@ -330,12 +333,34 @@ def read_model(folder: Path, folds: Sequence[str] | None, checkpoint: str, trust
 
 def has_deconvolution(model: Model) -> bool:
     """Whether the model's network has nonnegative deconvolutions, which Triton computes where it can."""
+    return any(isinstance(module, NonnegativeDeconvolution) for module in _network(model).modules())
+
+
+def network_distributions(model: Model) -> list[str]:
+    """Names of the installed distributions that the class of an adapted network comes from, besides this package's.
+
+    Raises:
+        InputError: if it comes from none, such as a file of the user's.
+    """
+    network = _network(model)
+    if not isinstance(network, Adapted):
+        return []
+    package = network.plan.name.partition(".")[0]
+    found = packages_distributions().get(package)
+    if not found:
+        raise InputError(
+            f"the model's network {network.plan.name} is of no installed package, and would not be found in the "
+            "container; make a package of its file, with a pyproject.toml, and install it with pip"
+        )
+    return found
+
+
+def _network(model: Model) -> nn.Module:
     where = str(model.folder)
     plans, configuration = plan_of(model.plans, model.configuration, where, trust=model.trust)
     channels, labels = channels_and_labels(plans, configuration, model.dataset, where)
     trainer = find_trainer(model.trainer)
-    network = build_trained(trainer, plans, configuration, channels, labels.num_segmentation_heads, False)
-    return any(isinstance(module, NonnegativeDeconvolution) for module in network.modules())
+    return build_trained(trainer, plans, configuration, channels, labels.num_segmentation_heads, False)
 
 
 def own_trainers(name: str) -> Path | None:
@@ -384,10 +409,10 @@ def export(model: Model, settings: dict, image: Image, out: Path) -> None:
     Raises:
         InputError: if it cannot be written.
     """
-    trainers = own_trainers(model.trainer)
+    trainers, distributions = own_trainers(model.trainer), network_distributions(model)
     try:
         with made_whole(out) as folder:
-            versions = write_requirements(folder, image.torch, image.cuda)
+            versions = write_requirements(folder, image.torch, image.cuda, distributions)
             folders = []
             if trainers is not None:
                 folders.append("trainers")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from email import message_from_string
 from importlib import metadata
 from pathlib import Path
@@ -59,13 +60,14 @@ def required_distributions(name: str, without: tuple[str, ...] = ()) -> list[met
     return [found[key] for key in sorted(found)]
 
 
-def write_requirements(folder: Path, torch: str, cuda: str) -> dict[str, str]:
+def write_requirements(folder: Path, torch: str, cuda: str, further: Iterable[str] = ()) -> dict[str, str]:
     """Writes requirements for this package and all it needs, and wheels of what no index has.
 
     Args:
         folder: to write to; gets requirements-torch.txt, requirements.txt and a folder wheels.
         torch: version of torch.
         cuda: CUDA that its wheel is for, such as "12.6".
+        further: names of distributions that the model needs besides.
 
     Returns:
         Versions by name.
@@ -77,8 +79,8 @@ def write_requirements(folder: Path, torch: str, cuda: str) -> dict[str, str]:
 
     lines, versions = [], {"torch": f"{torch}+{build_tag(cuda)}"}
     (folder / "wheels").mkdir()
-    for distribution in required_distributions("nnunet-deconver", without=OF_TORCH):
-        name = distribution.name
+    required = [each for name in ("nnunet-deconver", *further) for each in required_distributions(name, OF_TORCH)]
+    for name, distribution in sorted({each.name: each for each in required}.items(), key=lambda item: item[0].lower()):
         versions[name] = distribution.version
         # pip writes this file when it installs from elsewhere than an index.
         if name == "nnunet-deconver" or distribution.read_text("direct_url.json"):

@@ -21,7 +21,8 @@ VERSIONS = {"nnunet-deconver": "0.1.0", "nnunetv2": "2.8.1", "torch": "2.14.1+cu
 def without_packages(monkeypatch):
     """Requirements take long to make; they have tests of their own."""
 
-    def write(folder: Path, torch: str, cuda: str):
+    def write(folder: Path, torch: str, cuda: str, further):
+        assert list(further) == []
         (folder / "requirements-torch.txt").write_text(f"{torch} {cuda}")
         (folder / "wheels").mkdir()
         (folder / "wheels" / "x.whl").touch()
@@ -520,3 +521,33 @@ def test_nothing_half_written_stays(trained_model, tmp_path, monkeypatch, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
     if code == 2:
         assert "cannot write there (disk full)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "network, distributions",
+    [("monai.networks.nets.BasicUNet", ["monai"]), ("own_network.OwnNetwork", None)],
+)
+def test_the_package_of_an_adapted_network_travels(
+    trained_model, tmp_path, capsys, monkeypatch, network, distributions
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "own_network"))
+    model = trained_model()
+    plans = json.loads((model / "plans.json").read_text())
+    names = {} if distributions else {"input_channels": "in_chans", "num_classes": "n_classes"}
+    arch_kwargs = {"network": network, "strides": [[1] * 3, [1] * 3, [16] * 3], "channel_arguments": names}
+    plans["configurations"]["test"]["architecture"] = {
+        "network_class_name": "nnunet_deconver.networks.Adapted",
+        "arch_kwargs": arch_kwargs,
+        "_kw_requires_import": [],
+    }
+    (model / "plans.json").write_text(json.dumps(plans))
+    told = []
+    written = library.write_requirements
+    monkeypatch.setattr(library, "write_requirements", lambda *args: told.append(args[-1]) or written(*args[:-1], []))
+    code = export(model, tmp_path / "out", "--trust")
+    if distributions:
+        assert (code, told) == (0, [distributions])
+    else:
+        assert code == 2
+        assert "own_network.OwnNetwork is of no installed package" in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

@@ -1,8 +1,8 @@
 import pytest
 
 from nnunet_deconver import cli, plans, trainers
-from nnunet_deconver.cli.listing import SECTIONS, source, trainer_lines
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
+from nnunet_deconver.cli.listing import SECTIONS, section_lines, source, trainer_lines
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.plans.presets import preset_names
 
 
@@ -53,6 +53,25 @@ def test_epoch_variants_share_a_line():
         "Other       Another. [nnU-Net]",
         "    each also with _5epochs",
     ]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("nnUNetTrainerUNETR", "arXiv 2103.10504"),
+        ("nnUNetTrainerSwinUNETR_5epochs", "arXiv 2201.01266"),
+        ("nnUNetTrainerSwinUNETRV2DTC", "doi 10.1007/978-3-031-43901-8_40, arXiv 2601.17939"),
+        ("nnUNetPlannerUNetLinear", "arXiv 1505.04597"),
+        ("nnUNetTrainerMedNeXtLk5", "arXiv 2303.09975"),
+    ],
+)
+def test_a_name_within_another_has_no_source_of_its_own(name, expected):
+    assert source(name) == expected
+
+
+def test_backbones_of_other_packages_are_listed_by_their_class():
+    lines = [" ".join(line.split()) for line in section_lines("backbones")]
+    assert "unetr monai.networks.nets.UNETR [arXiv 2103.10504]" in lines
 
 
 def test_no_trainers():

@@ -64,6 +64,15 @@ def operator(name, /, **keywords):
     return attack
 
 
+def adapted(name):
+    def attack(architecture, canary):
+        architecture["network_class_name"] = "nnunet_deconver.networks.Adapted"
+        strides = architecture["arch_kwargs"]["strides"]
+        architecture |= {"arch_kwargs": {"network": name, "strides": strides}, "_kw_requires_import": []}
+
+    return attack
+
+
 def imported(name):
     def attack(architecture, canary):
         architecture["arch_kwargs"]["norm_op"] = name
@@ -74,6 +83,9 @@ def imported(name):
 ARCHITECTURES = {
     "a network of a module of theirs": network("somebodys.Net"),
     "a function for a network": network("os.system"),
+    "a network of theirs that is adapted": adapted("somebodys.Net"),
+    "a function that is adapted": adapted("os.system"),
+    "a class by way of MONAI that is adapted": adapted("monai.networks.nets.unetr.nn.Module"),
     "a class of the standard library for a network": network("subprocess.Popen"),
     "a function by way of nnU-Net": network("nnunetv2.paths.os.system"),
     "a function for an operator": operator("os.system", command="touch"),

@@ -97,6 +97,30 @@ def test_register_makes_the_commands_find_our_planners(nnunet, path):
     plans.unlink()
 
 
+def test_a_model_with_larger_kernels_is_trained_on(warm, tiny, tmp_path):
+    """As docs/components.md says: upgraded plans under a name of their own, and its weights as pretrained ones."""
+    deconver_plans(warm, 901, "k3Plans")
+    _, small = warm.train(901, "nnUNetTrainerTiny", plans="k3Plans", **tiny)
+    upgraded = tmp_path / "upgraded"
+    weights = upgraded / "fold_0" / "checkpoint_final.pth"
+    options = [small / "fold_0" / "checkpoint_final.pth", "--kernel", 5, "-o", upgraded]
+    warm.run("nnunet-deconver", "upgrade-checkpoint", *options)
+    plans = json.loads((upgraded / "plans.json").read_text()) | {"plans_name": "k5Plans"}
+    warm.plans(901, "k5Plans").write_text(json.dumps(plans))
+    output, large = warm.train(901, "nnUNetTrainerTiny", "-pretrained_weights", weights, plans="k5Plans", **tiny)
+    assert "Loading pretrained weights" in output
+    filters = [
+        {key: weight for key, weight in checkpoint(model)["network_weights"].items() if key.endswith("ndc.filter")}
+        for model in (small, large)
+    ]
+    assert filters[0].keys() == filters[1].keys()
+    for key, before in filters[0].items():
+        ring = filters[1][key].clone()
+        ring[..., 1:4, 1:4, 1:4] = 0
+        assert before.shape[2:] == (3, 3, 3) and ring.shape[2:] == (5, 5, 5)
+        assert ring.abs().max() > 1e-10, key  # they have learned
+
+
 def test_plan_preprocess_train_predict(nnunet, warm, tiny, tmp_path):
     """What `nnunet-deconver plan` says comes next, with nnU-Net's trainer and ours; no 2D data is there yet."""
     name = "nnUNetDeconverDTC1GBPlans"

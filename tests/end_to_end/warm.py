@@ -45,6 +45,7 @@ def run(command: list[str], environment: dict[str, str], log: str, timeout: int)
     os.dup2(output, 2)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 

@@ -2,7 +2,13 @@ import pytest
 
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc
 from nnunet_deconver.networks import Deconver, PlainConvUNet
-from nnunet_deconver.networks.architecture import DECONVER, build_network, deconver_architecture, plain_architecture
+from nnunet_deconver.networks.architecture import (
+    DECONVER,
+    build_network,
+    deconver_architecture,
+    plain_architecture,
+    with_larger_kernels,
+)
 from nnunet_deconver.networks.backbones import with_components
 
 
@@ -51,6 +57,35 @@ def test_the_kernel_is_replaced_where_it_is_not_flat():
     assert translated["arch_kwargs"]["kernel_sizes"] == [[1, 5, 5], [5, 5, 5], [5, 5, 5]]
     network = build_network(translated, 1, 2, deep_supervision=False)
     assert network.encoder.stem.kernel_size == (1, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "kernels, kernel, larger",
+    [(3, 5, 5), ([3, 1], 5, [5, 1]), ([[1, 3, 3], [3, 5, 3]], 7, [[1, 7, 7], [7, 7, 7]])],
+)
+def test_kernels_of_a_plan_are_enlarged_where_they_are_not_flat(kernels, kernel, larger):
+    entry = plain(kernel_sizes=kernels)
+    assert with_larger_kernels(entry, kernel) == plain(kernel_sizes=larger)
+    assert entry == plain(kernel_sizes=kernels)
+
+
+def test_the_kernel_of_a_network_of_another_package_is_enlarged():
+    entry = {
+        "network_class_name": "nnunet_deconver.networks.Adapted",
+        "arch_kwargs": {"network": "their.Network", "network_kwargs": {"kernel_size": 3, "features": 8}},
+        "_kw_requires_import": [],
+    }
+    larger = with_larger_kernels(entry, 5)["arch_kwargs"]
+    assert larger == {"network": "their.Network", "network_kwargs": {"kernel_size": 5, "features": 8}}
+    del entry["arch_kwargs"]["network_kwargs"]["kernel_size"]
+    with pytest.raises(ValueError, match=r"network their\.Network of the plans has no kernel_sizes, nor a kernel_size"):
+        with_larger_kernels(entry, 5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 4, 6, -7])
+def test_kernels_become_odd_and_larger(kernel):
+    with pytest.raises(ValueError, match="must be an odd number greater than 3, the largest kernel of the plans"):
+        with_larger_kernels(plain(), kernel)
 
 
 def test_a_plan_that_names_deconver_is_kept():

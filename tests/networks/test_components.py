@@ -8,8 +8,8 @@ import torch
 from dynamic_network_architectures.architectures import unet
 from torch import nn
 
+from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.networks import Deconver, PlainConvUNet, ResidualEncoderUNet
-from nnunet_deconver.networks.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 BACKBONES = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet, "deconver": Deconver}
 UPSAMPLING_ENTRIES = {

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_deconver.networks import Deconver, PlainConvUNet, ResidualEncoderUNet
+from nnunet_deconver.networks import Adapted, Deconver, PlainConvUNet, ResidualEncoderUNet
 
 FAMILIES = {
     "deconver": (Deconver, None, None),
@@ -20,7 +20,10 @@ FAMILIES = {
     "nerdm": (PlainConvUNet, None, {"name": "nerdm"}),
     "nerdc": (ResidualEncoderUNet, None, {"name": "nerdc"}),
     "deconver-dtc-nerdc": (Deconver, {"name": "dtc"}, {"name": "nerdc"}),
+    # Its class has parameters that get no gradient.
+    "adapted-dtc-nerdc": (Adapted, {"name": "dtc"}, {"name": "nerdc"}),
 }
+UNETR = {"img_size": 16, "feature_size": 4, "hidden_size": 24, "mlp_dim": 8, "num_heads": 2, "spatial_dims": 2}
 
 
 def build(family: str) -> nn.Module:
@@ -28,6 +31,10 @@ def build(family: str) -> nn.Module:
     blocks = "n_blocks_per_stage" if backbone is not PlainConvUNet else "n_conv_per_stage"
     options = {} if backbone is Deconver else {"n_conv_per_stage_decoder": 1, "conv_bias": True, "nonlin": nn.ReLU}
     torch.manual_seed(0)
+    if backbone is Adapted:
+        strides = [[1, 1], [1, 1], [16, 16]]
+        arguments = {"network_kwargs": UNETR, "upsampling": upsampling, "segmentation_head": head, "strides": strides}
+        return Adapted(1, 2, True, network="monai.networks.nets.UNETR", **arguments).double()
     network = backbone(
         input_channels=1,
         n_stages=3,
@@ -50,7 +57,7 @@ def step(network: nn.Module, batch: torch.Tensor):
 
 
 def data() -> torch.Tensor:
-    return torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def worker(rank: int, folder: str):
@@ -82,6 +89,7 @@ def test_gradients_of_two_processes_are_those_of_one(tmp_path: Path):
         step(network, data())
         found = torch.load(tmp_path / f"{family}.pt")
         for name, parameter in network.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
             torch.testing.assert_close(found[name], parameter.grad, msg=lambda m, n=name, f=family: f"{f} {n}: {m}")
 
 

@@ -176,6 +176,12 @@ def test_requirements_are_exact_and_those_of_linux(environment, tmp_path):
     assert versions["nnunetv2"] == "2.8.1"
 
 
+def test_what_the_models_network_comes_from_is_required_too(environment, tmp_path):
+    packages.write_requirements(tmp_path, "2.14.1", "12.6", ["unrelated", "quick"])
+    lines = (tmp_path / "requirements.txt").read_text().splitlines()
+    assert lines.count("quick==1") == 1 and "unrelated==1" in lines
+
+
 def test_torch_and_what_it_alone_needs_come_from_pytorchs_index(environment, tmp_path):
     """As for the CUDA that was asked for, which need not be the one installed here."""
     environment["nnunetv2"].requires.append("numpy")

@@ -15,8 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 import nnunet_deconver.trainers as trainers
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.layers import DeformableTransposedConvolution, NeRDc, NeRDm, NormHead
-from nnunet_deconver.networks import Deconver, PlainConvUNet
-from nnunet_deconver.recipes import EpochScheduler
+from nnunet_deconver.networks import BACKBONES, Adapted, Deconver, PlainConvUNet
+from nnunet_deconver.recipes import RECIPES, EpochScheduler
 from nnunet_deconver.trainers.losses import SquaredDiceLoss
 
 DATASET = {
@@ -247,6 +247,59 @@ def test_axes(name, backbone, receptive_field, head):
         assert {type(layer) for layer in upsamplings} == {DeformableTransposedConvolution}
         assert {layer.receptive_field for layer in upsamplings} == {receptive_field}
     assert {type(layer) for layer in network.decoder.seg_layers} == {head or torch.nn.Conv3d}
+
+
+def adapted_plans(network="PlainConvUNet", patch=(16, 32, 32)):
+    """Plans whose patch UNETR takes, of nnU-Net's network or of UNETR, small."""
+    content = plans()
+    configuration = content["configurations"]["3d_fullres"]
+    configuration |= {"patch_size": list(patch), "batch_dice": False}
+    if network == "UNETR":
+        backbone = BACKBONES["unetr"]
+        entry = backbone.for_patch(backbone.architecture(configuration["architecture"]), patch)
+        entry["arch_kwargs"]["network_kwargs"] |= {"hidden_size": 24, "mlp_dim": 8, "num_heads": 2}
+        configuration["architecture"] = entry
+    return content
+
+
+@pytest.mark.parametrize(
+    "name", ["nnUNetTrainerUNETR", "nnUNetTrainer_AdamW", "nnUNetTrainerUNETRDTC", "nnUNetTrainerDTC"]
+)
+def test_trainers_of_a_plan_that_names_an_adapted_network(folders, name):
+    trainer = make(name, folders, adapted_plans("UNETR"))
+    architecture = trainer.plans_manager, trainer.configuration_manager, 1, 3
+    network = trainer.build_network_architecture(*architecture, trainer.enable_deep_supervision)
+    has_dtc = any(isinstance(module, DeformableTransposedConvolution) for module in network.modules())
+    assert (type(network), network.plan.name, has_dtc) == (Adapted, "monai.networks.nets.UNETR", "DTC" in name)
+    # nnU-Net makes targets for these, of which the second has no weight.
+    assert trainer._get_deep_supervision_scales() == [[1, 1, 1], [1, 1, 1]]
+    assert trainer._build_loss().weight_factors == (1, 0)
+    # The lower head that a trainer with one head freezes is there to be looked for.
+    build = trainers.nnUNetTrainer_Adam_1head.build_network_architecture
+    assert any(parameter.requires_grad for parameter in build(*architecture, False).parameters())
+
+
+def test_a_trainer_of_an_adapted_network_takes_nnunets_plans(folders):
+    trainer = make("nnUNetTrainerUNETR", folders, adapted_plans())
+    configuration = trainer.configuration_manager
+    assert trainer.planned_architecture(configuration)["arch_kwargs"]["network_kwargs"]["img_size"] == [16, 32, 32]
+    # The plan's network has strides of its own, and other targets.
+    assert configuration.pool_op_kernel_sizes == [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
+    assert trainer._get_deep_supervision_scales() == [[1, 1, 1], [1, 1, 1]]
+    chosen, schedule = (trainer.initial_lr, trainer.weight_decay), trainer.recipe.schedule
+    assert (chosen, schedule(0, 10), schedule(9, 10)) == ((1e-4, 1e-5), 1, 1)
+    with pytest.raises(ValueError, match=r"UNETR does not take patches of 8 x 32 x 32; it takes 16 x 32 x 32:"):
+        make("nnUNetTrainerUNETR", folders, adapted_plans(patch=(8, 32, 32)))
+    with pytest.raises(ValueError, match=r"SegResNet cannot be put in the place of .* monai.networks.nets.UNETR"):
+        make("nnUNetTrainerSegResNet", folders, adapted_plans("UNETR"))
+
+
+def test_each_backbone_of_another_package_has_a_trainer_with_its_recipe():
+    for backbone in BACKBONES.values():
+        if backbone.adaptation is not None:
+            trainer = getattr(trainers, backbone.trainer)
+            expected = None if backbone.recipe == "nnunet" else RECIPES[backbone.recipe]
+            assert (trainer.backbone, trainer.recipe) == (backbone, expected)
 
 
 def test_a_device_that_lacks_an_operation_is_named_before_training(folders, monkeypatch):
