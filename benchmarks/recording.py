@@ -5,9 +5,11 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -16,6 +18,19 @@ def _version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def ratio(times: Sequence[float], reference: Sequence[float]) -> tuple[float | str, str]:
+    """The median of ratios of times that were measured in turn, and its quartiles.
+
+    Where the quartiles lie further apart than the median from 1, there is no ratio to report: it is empty then.
+
+    Args:
+        times: one for each round.
+        reference: likewise.
+    """
+    low, median, high = np.quantile(np.asarray(times) / np.asarray(reference), (0.25, 0.5, 0.75))
+    return "" if high - low > abs(median - 1) else round(float(median), 3), f"{low:.2f} to {high:.2f}"
 
 
 def record(out: Path, rows: list[dict], **further):

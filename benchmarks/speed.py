@@ -6,7 +6,7 @@ On a GPU as nnU-Net trains there (float16 autocast, networks compiled, patches o
 patches that a CPU can bear. Every time is compared with another that is measured in turn with it, in the same run: what
 is computed fast with the plain formulation (PyTorch's grouped convolutions on the whole image, everything kept), and
 networks with nnU-Net's PlainConvUNet on the same stages. A row whose result or gradients are not as near to float64 as
-the plain formulation's reports no speed.
+the plain formulation's reports no speed, and one whose ratios spread further than they lie from 1 reports none either.
 
 What the machine can do is measured too: the bandwidth of copying a large tensor, and the arithmetic of a dense
 convolution. Of both the layer's rows say how much they attain, counting the arithmetic of its convolutions, and the
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from recording import record
+from recording import ratio, record
 from torch import nn
 from tqdm import tqdm
 
@@ -41,13 +41,6 @@ STAGES = {
     if CUDA
     else [(64 * 2**i, (24 >> i,) * 3) for i in range(3)],
     "hippocampus": [(32 * 2**i, size) for i, size in enumerate([(40, 56, 40), (20, 28, 20), (10, 14, 10), (5, 7, 5)])],
-}
-# What is varied, one at a time, around 32 channels, k3, ratio 4.
-GROWTH = {
-    "patch": [{"size": (s,) * 3} for s in ((64, 96, 128) if CUDA else (16, 24, 32, 40))],
-    "batch": [{"batch": b} for b in (1, 2, 4)],
-    "ratio": [{"ratio": r} for r in (1, 2, 4)],
-    "kernel": [{"kernel": k} for k in (1, 3, 5)],
 }
 
 
@@ -111,7 +104,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, plain: nn.Module | None = None) -> dict:
-    """Median and quartiles of the times of two calls, made in turn, and of their ratio.
+    """Median of the times of two calls, made in turn and in either order, and of their ratio with its quartiles.
 
     Args:
         fast: what is measured.
@@ -119,18 +112,24 @@ def compare(fast: Callable[[], None], slow: Callable[[], None], rounds: int, *, 
         rounds: calls of each, after one to warm up.
         plain: a module that `slow` is to run in the plain formulation.
     """
-    times = []
-    for _ in range(rounds + 1):
-        first = seconds(fast)
+
+    def of_slow() -> float:
         with plain_formulation(plain) if plain is not None else contextlib.nullcontext():
-            times.append((first, seconds(slow)))
-    times = np.array(times[1:])
-    low, median, high = np.quantile(times[:, 1] / times[:, 0], (0.25, 0.5, 0.75))
+            return seconds(slow)
+
+    times = []
+    for round_ in range(rounds + 1):
+        if round_ % 2:
+            times.append((seconds(fast), of_slow()))
+        else:
+            times.append((of_slow(), seconds(fast))[::-1])
+    of_fast, reference = np.array(times[1:]).T
+    times_faster, quartiles = ratio(reference, of_fast)
     return {
-        "ms": round(1e3 * float(np.median(times[:, 0])), 2),
-        "reference_ms": round(1e3 * float(np.median(times[:, 1])), 2),
-        "times_faster": round(float(median), 3),
-        "quartiles": f"{low:.2f} to {high:.2f}",
+        "ms": round(1e3 * float(np.median(of_fast)), 2),
+        "reference_ms": round(1e3 * float(np.median(reference)), 2),
+        "times_faster": times_faster,
+        "quartiles": quartiles,
     }
 
 
@@ -268,18 +267,6 @@ def _network(entry: dict) -> nn.Module:
     return torch.compile(network) if CUDA else network
 
 
-def growth_rows(rounds: int) -> list[dict]:
-    """The layer as patch, batch, ratio and kernel grow."""
-    rows = []
-    for name, changes in GROWTH.items():
-        for change in changes:
-            o = {"size": (32, 32, 32), "batch": 2, "ratio": 4, "kernel": 3} | change
-            build = partial(NonnegativeDeconvolution, 32, (o["kernel"],) * 3, o["ratio"])
-            label = f"NDC, {name} {' x '.join(map(str, np.atleast_1d(change[next(iter(change))])))}"
-            rows += module_rows(label, build, (o["batch"], 32, *o["size"]), rounds)
-    return rows
-
-
 def main():
     """Reads the command line, measures, prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,7 +279,6 @@ def main():
         shape = (2, channels, *size)
         rows += module_rows(f"NDC, {name}", partial(NonnegativeDeconvolution, channels, (3, 3, 3)), shape, args.rounds)
         rows += module_rows(f"block, {name}", partial(DeconverBlock, channels, (3, 3, 3)), shape, args.rounds)
-    rows += growth_rows(args.rounds)
     rows += network_rows(args.rounds)
     rows = [dict.fromkeys(rows[0], "") | row for row in rows]
     autocast_dtype = "float16" if CUDA else "none"

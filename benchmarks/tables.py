@@ -98,6 +98,14 @@ def number(text: str, digits: int) -> str:
     return f"{float(text):.{digits}f}" if text else ""
 
 
+def told(row: dict[str, str], column: str, quartiles: str = "quartiles", *, inverse: bool = False) -> str:
+    """A ratio, or its quartiles where they lie too far apart to tell one."""
+    if row[column]:
+        return f"{1 / float(row[column]):.2f}" if inverse else number(row[column], 2)
+    low, high = map(float, row[quartiles].split(" to "))
+    return f"{1 / high:.2f} to {1 / low:.2f}" if inverse else row[quartiles]
+
+
 def training_memory() -> Table:
     """Estimated against measured memory of a training step."""
     return [
@@ -117,13 +125,15 @@ def speed() -> Table:
     table = {}
     for row in rows("speed_cpu"):
         if row["against"] == "PlainConvUNet" or row["what"].startswith("Deconver"):
-            table.setdefault((row["what"], row["pass"]), {})[row["against"]] = float(row["times_faster"])
+            table.setdefault((row["what"], row["pass"]), {})[row["against"]] = row
     return [
         {
             "network": network,
             "pass": kind,
-            "plain formulation's time / time": f"{faster['plain formulation']:.2f}" if len(faster) > 1 else "",
-            "time / PlainConvUNet's time": f"{1 / faster['PlainConvUNet']:.2f}",
+            "plain formulation's time / time": told(faster["plain formulation"], "times_faster")
+            if len(faster) > 1
+            else "",
+            "time / PlainConvUNet's time": told(faster["PlainConvUNet"], "times_faster", inverse=True),
         }
         for (network, kind), faster in table.items()
     ]
@@ -275,9 +285,9 @@ def epoch_time() -> Table:
         {
             "network": row["network"],
             "training step / s": number(row["training_step_s"], 2),
-            "/ the plan's": number(row[TRAINING_STEP], 2),
+            "/ the plan's": told(row, TRAINING_STEP),
             "validation step / s": number(row["validation_step_s"], 2),
-            "/ its": number(row["validation_step / the same"], 2),
+            "/ its": told(row, "validation_step / the same", "validation_quartiles"),
         }
         for row in rows("epoch_time_hippocampus_cpu")
     ]
@@ -291,7 +301,7 @@ def components_overhead() -> Table:
             "parameters / M": number(row["parameters_M"], 2),
             "kFLOPs / voxel": number(row["KFLOPs_per_voxel"], 1),
             "kept for backward / GiB": number(row["kept_for_backward_GiB"], 2),
-            "step time": number(row["step_time_ratio"], 2),
+            "step time": told(row, "step_time_ratio"),
         }
         for row in rows("components_overhead_cpu")
     ]
