@@ -75,7 +75,8 @@ SOURCES = {
     "scale": ("2026-11-22", "scale.py --out benchmarks/results/scale"),
     "scale_cpu": ("2026-11-22", "scale.py --measure --out benchmarks/results/scale_cpu"),
     "soak": ("2026-11-22", 'make soak ARGS="--minutes 60 --seed 3000 --out benchmarks/results/soak"'),
-    "speed_cpu": ("2026-11-21", "speed.py --out benchmarks/results/speed_cpu"),
+    "speed_cpu": ("2026-11-22", "speed.py --out benchmarks/results/speed_cpu"),
+    "stage_parts_cpu": ("2026-11-22", "stage_parts.py --out benchmarks/results/stage_parts_cpu"),
     "thin_structures_cpu": ("2026-11-21", "thin_structures.py --out benchmarks/results/thin_structures_cpu"),
     "training_memory_cpu": ("2026-11-21", "training_memory.py --out benchmarks/results/training_memory_cpu"),
 }
@@ -159,6 +160,22 @@ def speed_layer() -> Table:
             },
         }
         for shape, passes in table.items()
+    ]
+
+
+def stage_parts() -> Table:
+    """Where a CPU spends its time in Deconver's blocks."""
+    return [
+        {
+            "stage": row["stage"],
+            "part": row["part"],
+            "forward / ms": row["forward_ms"],
+            "forward + backward / ms": row["forward_backward_ms"],
+            "of the arithmetic": number(row["arithmetic_share"], 2) if float(row["arithmetic_share"]) else "",
+            "of the bandwidth": number(row["bandwidth_share"], 2),
+        }
+        for row in rows("stage_parts_cpu")
+        if row["kernel"] == "3"
     ]
 
 
