@@ -24,12 +24,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nnunet_deconver.ops.common import full_precision
+from nnunet_deconver.ops.device import policy
 from nnunet_deconver.ops.nerd import SLOPE, border_distances, position_activations
 
 ORDERS = ("map_first", "image_first")
-# What a chunk may take besides its input and output. A chunk costs some hundred kernel launches in a training step;
-# these bytes make a dozen chunks of a 128^3 patch (32 channels, batch 2, 4 classes, half precision).
-CHUNK_BYTES = 2**28
 
 
 def choose_order(batch: int, channels: int, code: int) -> str:
@@ -92,7 +90,9 @@ def position_code(
     with torch.no_grad(), full_precision(layers[0].device):
         layers = _widened(layers, dtype)
         code = torch.empty(len(layers[-1]), math.prod(size), dtype=dtype, device=device)
-        length = max(1, CHUNK_BYTES // (3 * layers[0].element_size() * max(len(bias) for bias in layers[1::2])))
+        length = max(
+            1, policy(layers[0]).chunk_bytes // (3 * layers[0].element_size() * max(len(bias) for bias in layers[1::2]))
+        )
         for start, stop in _chunks(code.shape[1], length):
             distances = border_distances(size, start, stop, dtype=layers[0].dtype, device=device)
             code[:, start:stop] = position_activations(distances, layers)[-1]
@@ -171,7 +171,7 @@ def _chunks_of(
     if chunk is None:
         widths = [layers[0].shape[1], *(len(bias) for bias in layers[1::2])]
         each = bytes_per_position(form, x.shape[0], x.shape[1], classes, widths, x.element_size())
-        chunk = max(1024, CHUNK_BYTES // each // 1024 * 1024)
+        chunk = max(1024, policy(x).chunk_bytes // each // 1024 * 1024)
     return _chunks(positions, chunk)
 
 

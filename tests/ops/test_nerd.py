@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_deconver.ops import nerd_chunked
+from nnunet_deconver.ops import assume_device, nerd_chunked, policy
 from nnunet_deconver.ops.nerd import (
     border_distances,
     nerd_classification_reference,
@@ -19,7 +19,6 @@ from nnunet_deconver.ops.nerd import (
     position_activations,
 )
 from nnunet_deconver.ops.nerd_chunked import (
-    CHUNK_BYTES,
     ORDERS,
     choose_order,
     nerd_classification,
@@ -252,7 +251,7 @@ def test_the_code_made_in_advance():
 def test_the_code_is_made_in_chunks_and_in_float32(monkeypatch):
     _, layers, _, _ = problem((3, 4, 5), 3, 2, dtype=torch.float32)
     whole = position_code((3, 4, 5), layers, dtype=torch.float32)
-    monkeypatch.setattr(nerd_chunked, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(nerd_chunked, "policy", lambda tensor: policy(tensor)._replace(chunk_bytes=1000))
     seen = []
 
     def spy(distances, layers):
@@ -332,7 +331,7 @@ class LiveBytes(TorchDispatchMode):
 )
 def test_a_chunk_stays_within_its_bytes(form, batch, channels, classes, extent, dtype):
     """Counted on fake tensors: all that lives at once, besides inputs and outputs, at the size of real chunks."""
-    with FakeTensorMode():
+    with FakeTensorMode(), assume_device("cuda"):
         x = torch.empty(batch, channels, extent, extent, extent, dtype=dtype)
         layers = [torch.empty(32, 6), torch.empty(32), torch.empty(32, 32), torch.empty(32)]
         rows = classes * (channels + 1) if classes else 2 * channels
@@ -343,10 +342,11 @@ def test_a_chunk_stays_within_its_bytes(form, batch, channels, classes, extent, 
         with LiveBytes([*inputs, out]) as backward:
             d_x, *_ = nerd_chunked.run_backward(out, x, layers, weight, constant, form, classes, None)
         chunks = nerd_chunked._chunks_of(x, layers, form, classes, None)
+        allowed = policy(x).chunk_bytes
     extra = [forward.peak - out.untyped_storage().nbytes(), backward.peak - d_x.untyped_storage().nbytes()]
-    assert max(extra) <= CHUNK_BYTES
+    assert max(extra) <= allowed
     assert len(chunks) > 1
-    assert extra[1] > CHUNK_BYTES / 3  # not much smaller than they may be
+    assert extra[1] > allowed / 3  # not much smaller than they may be
 
 
 @pytest.mark.parametrize("form, classes, bias", FORMS)
