@@ -27,7 +27,7 @@ class Policy(NamedTuple):
         in_chunks: whether pointwise layers go over the voxels in chunks that stay in a cache, forward and backward;
             else blocks make again in the backward pass what they made in the forward pass.
         chunk_bytes: what is made on the way may take where it is made for some positions after the other: on a CPU it
-            stays in a cache. On a GPU each chunk costs some hundred kernel launches in a training step: these bytes make
+            stays in a cache. On a GPU a chunk costs some hundred kernel launches in a training step: these bytes make
             a dozen chunks of NeRD's at 128^3 (32 channels, batch 2, 4 classes, half precision).
     """
 
