@@ -14,7 +14,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FOLDER = "nnunet_deconver/ops/cpu_kernels"
-SOURCES = [f"{FOLDER}/{name}.c" for name in ("deconvolution", "pointwise")]
+SOURCES = [f"{FOLDER}/{name}.c" for name in ("deconvolution", "pointwise", "sampling")]
 # Set of instructions to floats in a vector, and what a compiler calls it.
 INSTRUCTIONS = {
     "avx512": (16, ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma"]),

@@ -3,12 +3,17 @@
 What deformable transposed convolution (arXiv 2601.17939, eq. 1) and DySample (arXiv 2308.15085, section 3) share.
 """
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nnunet_deconver.ops import cpu_kernels
 
 
 def sample_displaced(features: Tensor, displacement: Tensor, scale: Sequence[float]) -> Tensor:
@@ -41,18 +46,88 @@ def sample_displaced(features: Tensor, displacement: Tensor, scale: Sequence[flo
     output_size = displacement.shape[3:]
     dtype = torch.promote_types(torch.float32, torch.promote_types(features.dtype, displacement.dtype))
 
+    if dtype == torch.float32 and _library(features, displacement) is not None:
+        return _sample_on_cpu(features, displacement, scale)
     coordinates = []
     for axis, length in enumerate(output_size):
-        shape = [1] * len(size)
-        shape[axis] = length
         regular = (2 * torch.arange(length, device=features.device, dtype=dtype) + 1) / length - 1
-        moved = torch.add(regular.view(shape), displacement[:, :, axis].to(dtype), alpha=scale[axis])
+        moved = torch.add(_along(regular, axis, len(size)), displacement[:, :, axis].to(dtype), alpha=scale[axis])
         coordinates.append(moved.flatten(0, 1))  # (B G, *T)
     grid = torch.stack(coordinates[::-1], dim=-1)
     grouped = features.reshape(batch * groups, channels // groups, *size)
     # grid_sample wants one dtype. The features are the small side of an upsampling, so they are converted.
     sampled = F.grid_sample(grouped.to(dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return sampled.to(features.dtype).reshape(batch, channels, *output_size)
+
+
+def _along(values: Tensor, axis: int, rank: int) -> Tensor:
+    shape = [1] * rank
+    shape[axis] = len(values)
+    return values.view(shape)
+
+
+def _library(features: Tensor, displacement: Tensor) -> cpu_kernels.Library | None:
+    """PyTorch's sampling in three dimensions takes one voxel and one channel at a time on a CPU: kernels for that."""
+    suits = all(tensor.device.type == "cpu" and cpu_kernels.is_real(tensor) for tensor in (features, displacement))
+    suits = suits and displacement.numel() and features.numel()
+    return cpu_kernels.library(features.shape[1] // displacement.shape[1]) if suits else None
+
+
+def _sample_on_cpu(features: Tensor, displacement: Tensor, scale: Sequence[float]) -> Tensor:
+    size, output_size = features.shape[2:], displacement.shape[3:]
+    positions = []
+    for axis, (extent, length) in enumerate(zip(size, output_size, strict=True)):
+        # What is -1 to 1 there are the outer edges of the first and last voxel, half a voxel from their centres.
+        regular = (torch.arange(length, dtype=torch.float32) + 0.5) * (extent / length) - 0.5
+        moved = torch.add(
+            _along(regular, axis, len(size)), displacement[:, :, axis].float(), alpha=scale[axis] * extent / 2
+        )
+        positions.append(moved)
+    position = torch.stack(positions, dim=-1)  # (B, G, *T, axes)
+    if len(size) == 2:
+        position = F.pad(position, (1, 0))
+    image = features.float().movedim(1, -1).contiguous()
+    sampled = _Sample.apply(image, position.flatten(2, -2).transpose(1, 2).contiguous())
+    return sampled.view(len(features), *output_size, -1).movedim(-1, 1).to(features.dtype)
+
+
+class _Sampling(ctypes.Structure):
+    """`sampling` of `cpu_kernels/sampling.c`."""
+
+    _fields_ = [
+        (name, cpu_kernels.WHOLE) for name in ("images", "depth", "height", "width", "channels", "groups", "voxels")
+    ]
+
+
+class _Sample(torch.autograd.Function):
+    """Shapes: image (B, *S, C), position (B, N, G, 3); returns (B, N, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, position: Tensor) -> Tensor:
+        ctx.save_for_backward(image, position)
+        sampled = image.new_empty(*position.shape[:2], image.shape[-1])
+        _call("sample", image, position, sampled)
+        return sampled
+
+    @staticmethod
+    @once_differentiable
+    # PyTorch's takes any number of gradients.
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        image, position = ctx.saved_tensors
+        image_gradient = torch.empty_like(image)
+        position_gradient = torch.empty_like(position) if ctx.needs_input_grad[1] else None
+        _call("differentiate_sample", image, position, gradient.contiguous(), image_gradient, position_gradient)
+        return image_gradient, position_gradient
+
+
+def _call(kernel: str, image: Tensor, position: Tensor, *arguments: Tensor | None) -> None:
+    images, *size, channels = image.shape
+    voxels, groups = position.shape[1:3]
+    depth, height, width = [1] * (3 - len(size)) + size
+    problem = _Sampling(images, depth, height, width, channels, groups, voxels)
+    library = cpu_kernels.library(channels // groups)
+    assert library is not None  # asked before
+    cpu_kernels.call(library[kernel], ctypes.byref(problem), image, position, *arguments)
 
 
 def pixel_shuffle(x: Tensor, stride: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # Of the kernels' functions, see `interface` there: in a clone that is installed editable the compiled may be older.
-_INTERFACE = 2
+_INTERFACE = 3
 _FOLDER = Path(__file__).parent
 _INSTRUCTIONS = {"AVX512": {16: "avx512", 8: "avx2"}, "AVX2": {8: "avx2"}}
 WHOLE = ctypes.c_longlong
@@ -25,6 +25,8 @@ _FUNCTIONS = {
     "differentiate_update": [_INT, *[_POINTER] * 11, _INT],
     "multiply": [None, *[_POINTER] * 4, *[WHOLE] * 3, _INT, _INT],
     "add_gradients": [_INT, *[_POINTER] * 4, *[WHOLE] * 3, _INT],
+    "sample": [None, *[_POINTER] * 4, _INT],
+    "differentiate_sample": [None, *[_POINTER] * 6, _INT],
 }
 # A library as its functions alone, by name: none can be called but with the types above.
 Library = dict[str, Callable]
