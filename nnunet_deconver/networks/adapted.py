@@ -97,8 +97,8 @@ class Adapted(nn.Module):
             if name in (anatomy.unused if deep_supervision else anatomy.unused_by_first):
                 parameter.requires_grad_(False)
         heads = _put_axes(self.network, upsampling, segmentation_head, anatomy.heads)
-        for head in heads[1:]:
-            head.requires_grad_(deep_supervision)
+        for head in heads[len(self.strides) - 1 if deep_supervision else 1 :]:
+            head.requires_grad_(False)
         for name, head in zip(anatomy.heads, heads, strict=True):
             _put(self.network, name, _Head(head))
         self.decoder = _Decoder(deep_supervision, heads[::-1])
@@ -217,7 +217,7 @@ class _Anatomy:
     Attributes:
         heads: names of the layers whose outputs are the network's, highest resolution first; empty, where something
             comes after them, or no size of an image was found that the network takes.
-        unused: names of parameters without a gradient, of all outputs.
+        unused: names of parameters without a gradient, of the outputs that there are targets for.
         unused_by_first: likewise, of the highest resolution alone.
     """
 
@@ -383,7 +383,7 @@ class _Plan:
                 heads = tuple(name for name in names if name is not None)
                 return _Anatomy(
                     heads if len(heads) == len(set(heads)) == len(outputs) else (),
-                    _without_gradient(network, outputs),
+                    _without_gradient(network, outputs[: len(strides) - 1]),
                     _without_gradient(network, outputs[:1]),
                 )
         return _Anatomy()

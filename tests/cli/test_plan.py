@@ -52,6 +52,25 @@ def test_plans_and_says_what_comes_next(folder, capsys):
     assert "configuration:" not in output
 
 
+def test_a_network_that_is_built_for_its_patch_is_planned_for_one_that_it_takes(folder, capsys):
+    assert main(["plan", "-d", "870", "--gpu-memory", "2", "--backbone", "unetr", "--upsampling", "dtc"]) == 0
+    output = capsys.readouterr().out
+    plans = json.loads((folder / "nnUNetUNETRDTC2GBPlans.json").read_text())
+    entry = plans["configurations"]["3d_fullres"]
+    # 24 x 32 x 32, and 24 is not divisible by 16.
+    assert entry["patch_size"] == entry["architecture"]["arch_kwargs"]["network_kwargs"]["img_size"] == [32, 32, 32]
+    assert entry["architecture"]["arch_kwargs"]["upsampling"] == {"name": "dtc"}
+    # More than four numbers for each of its parameters, of the optimizer AdamW: 93 million.
+    assert plans["estimated_training_memory_GiB"]["3d_fullres"] > 1.3
+    assert output.splitlines()[-1].endswith("-p nnUNetUNETRDTC2GBPlans -tr nnUNetTrainerUNETR")
+
+
+def test_a_backbone_that_has_no_layer_to_replace_is_named(folder, capsys):
+    assert plan("--backbone", "unet-linear", "--upsampling", "dtc") == 2
+    assert "upsampling 'dtc' cannot be put into BasicUNet" in capsys.readouterr().err
+    assert not list(folder.glob("nnUNetUNet*"))
+
+
 def test_other_plans_are_overwritten_on_demand_only(folder, capsys):
     choice = ["--backbone", "plain", "--plans-name", "mine"]
     assert plan(*choice) == 0

@@ -108,7 +108,7 @@ def test_nnunets_own_network_is_not_shown_twice(folder, capsys):
 
 
 def test_trainers_are_compared(folder, capsys):
-    trainers = ["nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDeconverNeRDc"]
+    trainers = ["nnUNetTrainer", "nnUNetTrainerDTC", "nnUNetTrainerDeconverNeRDc", "nnUNetTrainerSegResNet"]
     assert summary("-d", "880", "-c", "2d", "--compare", *trainers) == 0
     output = capsys.readouterr().out
     assert list(rows(output, "network")) == trainers

@@ -131,6 +131,19 @@ def test_each_parameter_that_asks_for_a_gradient_gets_one_without_deep_supervisi
     assert any(p.requires_grad for p in network.parameters())
 
 
+@pytest.mark.parametrize("head", [None, NERDC], ids=["conv", "nerdc"])
+def test_an_output_without_a_target_is_not_trained(head):
+    kwargs = {"spatial_dims": 2, "init_filters": 8, "dsdepth": 3}
+    options = {"network_kwargs": kwargs, "strides": [[1, 1], [2, 2], [4, 4]], "segmentation_head": head}
+    network = make("monai.networks.nets.SegResNetDS", **options)
+    outputs = network(torch.randn(2, 1, 16, 16))
+    assert len(outputs) == 2
+    sum(o.square().mean() for o in outputs).backward()
+    frozen = {key.split(".seg_layers")[0] for key, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"network.up_layers.0.head"}
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+
+
 def test_heads_of_lower_resolutions_are_known_to_trainers():
     network, _ = small("SegResNetDS", 3)
     assert len(network.decoder.seg_layers) == 3
