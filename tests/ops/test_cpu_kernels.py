@@ -33,7 +33,7 @@ import pytest
 from nnunet_deconver.ops import cpu_kernels
 
 with mock.patch.object(cpu_kernels, "_FOLDER", Path(sys.argv[1])):
-    tests = [f"tests/ops/test_{name}.py" for name in ("cpu_update", "pointwise")]
+    tests = [f"tests/ops/test_{name}.py" for name in ("cpu_update", "displaced_sampling", "pointwise")]
     sys.exit(pytest.main(["-q", "-s", "-p", "no:cacheprovider", *tests]))
 """
 

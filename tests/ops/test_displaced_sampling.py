@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nnunet_deconver.ops import cpu_kernels
 from nnunet_deconver.ops.displaced_sampling import (
     check_sampling_device,
     pixel_shuffle,
@@ -195,3 +196,88 @@ def test_devices_without_the_backward_kernel(monkeypatch):
 def test_bad_input(features, displacement, scale, message):
     with pytest.raises(ValueError, match=message):
         sample_displaced(torch.rand(features), torch.rand(displacement), scale)
+
+
+compiled = pytest.mark.skipif(not cpu_kernels.libraries(), reason="no C compiler when the package was installed")
+
+
+@pytest.fixture(params=sorted(cpu_kernels.libraries()))
+def lanes(request, monkeypatch):
+    """Each library that runs here, in turn."""
+    library = {request.param: cpu_kernels.libraries()[request.param]}
+    monkeypatch.setattr(cpu_kernels, "libraries", lambda: library)
+    return request.param
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Names of the kernels that are called."""
+    names, call = [], cpu_kernels.call
+    libraries = cpu_kernels.libraries().values()
+
+    def watched(function, *arguments):
+        names.append(next(name for library in libraries for name in library if library[name] is function))
+        call(function, *arguments)
+
+    monkeypatch.setattr(cpu_kernels, "call", watched)
+    return names
+
+
+def sampled_with_gradients(tensors, scale, upstream):
+    tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+    out = sample_displaced(*tensors, scale)
+    return [out, *torch.autograd.grad(out, tensors, upstream.to(out.dtype))]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("size, stride", GEOMETRIES)
+def test_kernels_sample_as_pytorch_does_in_float64(lanes, called, size, stride, groups, threads):
+    """Far beyond the borders, too; on them, where a step outwards changes nothing, as well."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 3 * groups * lanes, *size, dtype=torch.float64)
+    displacement = 2 * torch.randn(2, groups, len(size), *upsampled(size, stride), dtype=torch.float64)
+    displacement[:, :, :, 0] = 0
+    upstream = torch.randn(2, 3 * groups * lanes, *upsampled(size, stride), dtype=torch.float64)
+    exact = sampled_with_gradients([features, displacement], voxels(*size), upstream)
+    assert not called
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = sampled_with_gradients([features.float(), displacement.float()], voxels(*size), upstream)
+    finally:
+        torch.set_num_threads(before)
+    assert called == ["sample", "differentiate_sample"]
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+@compiled
+def test_kernels_leave_to_pytorch_what_they_cannot(called):
+    displacement = torch.zeros(1, 1, 2, 4, 4)
+    sample_displaced(torch.ones(1, 5, 2, 2), displacement, voxels(2, 2))
+    sample_displaced(torch.ones(1, 16, 2, 2).double(), displacement.double(), voxels(2, 2))
+    sample_displaced(torch.ones(0, 16, 2, 2), displacement[:0], voxels(2, 2))
+    torch.compile(sample_displaced, backend="eager", fullgraph=True)(
+        torch.ones(1, 16, 2, 2), displacement, voxels(2, 2)
+    )
+    assert not called
+
+
+@compiled
+def test_kernels_take_displacements_that_are_not_finite():
+    displacement = torch.zeros(1, 1, 2, 4, 4)
+    displacement[..., 0], displacement[..., 1] = torch.nan, torch.inf
+    features = torch.arange(64, dtype=torch.float32).view(1, 16, 2, 2)
+    for tensor in sampled_with_gradients([features, displacement], voxels(2, 2), torch.ones(1, 16, 4, 4)):
+        assert tensor.isfinite().all()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernels_compute_half_precision_in_float32(called, dtype):
+    torch.manual_seed(0)
+    features, displacement = torch.randn(1, 16, 4, 5).to(dtype), torch.randn(1, 1, 2, 8, 10).to(dtype)
+    found = sample_displaced(features, displacement, voxels(4, 5))
+    assert called == ["sample"]
+    assert torch.equal(found, sample_displaced(features.float(), displacement.float(), voxels(4, 5)).to(dtype))
