@@ -35,13 +35,13 @@ SOURCES = {
         "--out benchmarks/results/accuracy_hippocampus_narrow",
     ),
     "components_overhead_cpu": (
-        "2026-11-21",
+        "2026-11-22",
         "components_overhead.py --rounds 12 --out benchmarks/results/components_overhead_cpu",
     ),
     "drive_demo_cpu": ("", "nnunet-deconver demo --dataset $nnUNet_raw/Dataset021_DRIVE --out drive_demo"),
     "epoch_time_cpu": ("2026-11-21", "epoch_time.py --out benchmarks/results/epoch_time_cpu"),
     "epoch_time_hippocampus_cpu": (
-        "2026-11-21",
+        "2026-11-22",
         "epoch_time.py --plans PLANS.json --dataset-json DATASET.json --rounds 5 "
         "--out benchmarks/results/epoch_time_hippocampus_cpu",
     ),
@@ -637,6 +637,7 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         training_memory,
         speed,
         speed_layer,
+        stage_parts,
         machine,
         kernel_resources,
         memory,
