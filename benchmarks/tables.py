@@ -140,6 +140,21 @@ def speed() -> Table:
     ]
 
 
+def speed_most() -> str:
+    """Deconver beside nnU-Net's network on a CPU, in a sentence."""
+    of = {
+        row["pass"]: told(row, "times_faster", inverse=True)
+        for row in rows("speed_cpu")
+        if row["what"] == "Deconver k3" and row["against"] == "PlainConvUNet"
+    }
+    step = next(row for row in rows("epoch_time_hippocampus_cpu") if row["network"] == "Deconver")
+    return (
+        f"On a CPU, Deconver takes {of['forward']} times as long as PlainConvUNet forward, {of['forward + backward']} "
+        f"times forward and backward, and {told(step, TRAINING_STEP)} times for a training step of nnU-Net on "
+        "Hippocampus ([tables](docs/speed.md#on-a-cpu)). On a GPU, nothing was measured yet."
+    )
+
+
 def speed_layer() -> Table:
     """The NDC layer alone, stage by stage."""
     table = {}
@@ -637,6 +652,7 @@ PRINTED: dict[str, Callable[[], Table | str]] = {
         training_memory,
         speed,
         speed_layer,
+        speed_most,
         stage_parts,
         machine,
         kernel_resources,
