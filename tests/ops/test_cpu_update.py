@@ -129,7 +129,7 @@ def composition(x, source_weight, source_bias, filter, out_weight, out_bias):
 @pytest.mark.parametrize("projected", [True, False])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @pytest.mark.parametrize("shape, kernel, ratio", CASES)
-def test_projections_within_the_slabs(use_threads, poison, shape, kernel, ratio, threads, projected):
+def test_projections_within_the_rows(use_threads, poison, shape, kernel, ratio, threads, projected):
     use_threads(threads)
     x, source, filter = operands(shape, kernel, ratio)
     channels, sources = x.shape[1], source.shape[1]

@@ -3,6 +3,7 @@
 import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from nnunet_deconver.layers import DeconverBlock
 from nnunet_deconver.networks.architecture import (
-    DECONVER,
     build_network,
     deconver_architecture,
     plain_architecture,
 )
-from nnunet_deconver.ops import assume_device, device_type
+from nnunet_deconver.ops import assume_device, cpu_kernels, device_type
 from nnunet_deconver.plans import memory
 from nnunet_deconver.plans.memory import TrainingMemory, training_memory
 from nnunet_deconver.recipes import RECIPES
@@ -134,10 +134,9 @@ def test_a_step_for_regions_with_adamw_takes_what_was_estimated(architecture, ba
 
 
 def compare_with_a_real_step(entry, patch_size, regions, build_optimizer):
-    if entry["network_class_name"] == DECONVER:
-        # Compiled kernels are for real tensors; fake ones take the plain path, with which they are compared here.
-        entry["arch_kwargs"]["backend"] = "plain"
-    real = real_step(entry, patch_size, regions, build_optimizer)
+    # Compiled kernels are for real tensors; fake ones take the paths without, with which they are compared here.
+    with mock.patch.object(cpu_kernels, "libraries", dict):
+        real = real_step(entry, patch_size, regions, build_optimizer)
     estimated = estimate(
         entry, patch_size, regions=regions, build_optimizer=build_optimizer, device_type="cpu", autocast=False
     )

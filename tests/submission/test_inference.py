@@ -30,7 +30,7 @@ TILT = (0.8, 0.6, 0, -0.6, 0.8, 0, 0, 0, 1)
 def without_packages(monkeypatch):
     """Requirements are tested elsewhere, and take long to make; the variable that the program sets is put back."""
     versions = {"nnunet-deconver": "1", "nnunetv2": "2", "torch": "3"}
-    monkeypatch.setattr(export, "write_requirements", lambda folder, torch, cuda: versions)
+    monkeypatch.setattr(export, "write_requirements", lambda *_: versions)
     monkeypatch.setenv("nnUNet_extTrainer", "")
 
 
