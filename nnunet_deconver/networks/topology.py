@@ -3,14 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from torch import nn
-
-from nnunet_deconver.layers.common import CONVOLUTIONS
+from nnunet_deconver.layers.common import CONVOLUTIONS, Convolution
 
 _RANKS = {convolution: rank for rank, convolution in CONVOLUTIONS.items()}
 
 
-def spatial_rank(conv_op: type[nn.Module]) -> int:
+def spatial_rank(conv_op: type[Convolution]) -> int:
     """The number of spatial axes of `torch.nn.Conv1d`, `Conv2d` or `Conv3d`; ValueError for others."""
     if conv_op not in _RANKS:
         raise ValueError(f"conv_op must be torch.nn.Conv1d, Conv2d or Conv3d, got {conv_op!r}")
