@@ -129,7 +129,7 @@ def outputs_and_targets(
         target_channels: one, or the number of regions.
         autocast: see `training_memory`.
     """
-    with torch.autocast("cpu", torch.float16, enabled=autocast), _HalfPrecisionPooling():
+    with torch.autocast("cpu", torch.float16, enabled=autocast), _AutocastAsOnGPU():
         outputs = network(image)
     if isinstance(outputs, Tensor):  # of a network without deep supervision
         outputs = [outputs]
@@ -153,10 +153,15 @@ def nnunet_loss(regions: bool) -> Callable[[list[Tensor], list[Tensor]], Tensor]
     return deeply_supervised
 
 
-class _HalfPrecisionPooling(TorchFunctionMode):
-    """Keeps average pooling in 3D in half precision; autocast takes it to float32 on a CPU, but not on a GPU."""
+class _AutocastAsOnGPU(TorchFunctionMode):
+    """Where autocast on a CPU differs from that on a GPU.
+
+    On a GPU, average pooling in 3D stays in half precision, and group norm goes to float32; on a CPU, the reverse.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function is F.group_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
         with torch.autocast("cpu", enabled=False) if function is F.avg_pool3d else nullcontext():
             return function(*args, **(kwargs or {}))
 

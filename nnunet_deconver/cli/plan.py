@@ -33,7 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="deconver, nnU-Net's plain or residual, or one of MONAI's (see `list backbones`); default: deconver",
+        help="deconver, mednext, nnU-Net's plain or residual, or one of MONAI's (see `list backbones`); default: "
+        "deconver",
     )
     parser.add_argument("--upsampling", metavar="NAME", help="dtc, dysample or linear; default: the backbone's own")
     parser.add_argument("--receptive-field", metavar="R", help="of dtc: a positive number or inf; default: 2")

@@ -13,9 +13,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "upgrade-checkpoint",
         help="give a trained network another upsampling or segmentation head, or larger kernels",
-        description="Reads a checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver or a network of another "
-        "package and writes a model folder whose network has the chosen upsampling, head and kernels and computes the "
-        "same: to predict with (nnUNetv2_predict_from_modelfolder), and to fine-tune from (nnUNetv2_train "
+        description="Reads a checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver, MedNeXt or a network of "
+        "another package and writes a model folder whose network has the chosen upsampling, head and kernels and "
+        "computes the same: to predict with (nnUNetv2_predict_from_modelfolder), and to fine-tune from (nnUNetv2_train "
         "-pretrained_weights). Only larger kernels of MedNeXt compute something else, as its authors have it.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="STOCK.pth", help="such as checkpoint_final.pth")

@@ -14,12 +14,12 @@ from nnunet_deconver import trainers
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.files import made_whole
 from nnunet_deconver.integration.plans import check_plans
-from nnunet_deconver.layers.common import StartsAsPlain, as_convolution
+from nnunet_deconver.layers.common import Convolution, StartsAsPlain, TransposedConvolution, as_convolution
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 from nnunet_deconver.layers.larger_kernels import enlarge_kernels
 from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, save_checkpoint
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
-from nnunet_deconver.networks.architecture import build_network, with_larger_kernels
+from nnunet_deconver.networks.architecture import build_network, interpolates_kernels, with_larger_kernels
 from nnunet_deconver.networks.backbones import recipe_trainer_name, with_components
 
 
@@ -35,12 +35,12 @@ def upgrade_checkpoint(
     """Gives a trained network another upsampling or head, or larger kernels, such that it computes the same.
 
     Args:
-        source: checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver or `Adapted`, in its model folder.
+        source: checkpoint of PlainConvUNet, ResidualEncoderUNet, Deconver, MedNeXt or `Adapted`, in its model folder.
         out: model folder to make.
         upsampling: entry of the axis, {"name": "dtc", ...}; None keeps the transposed convolutions.
         head: entry of the axis; None keeps the 1x1 convolutions.
-        kernel: replaces every kernel extent greater than 1; None keeps them. In `Adapted`, it is the `kernel_size` of
-            MedNeXt, whose kernels are interpolated, which changes what it computes.
+        kernel: replaces every kernel extent greater than 1; None keeps them. MedNeXt's kernels are interpolated, which
+            changes what it computes; in `Adapted`, it is the `kernel_size` of MONAI's.
         trust: whether to unpickle the checkpoint and to import what its plans name, see `networks.trust`.
 
     Returns:
@@ -125,7 +125,7 @@ def upgrade(
         check_same_function(stock, network, channels, configuration.patch_size)
     if kernel is not None:
         small = network
-        interpolate = "kernel_sizes" not in architecture["arch_kwargs"]
+        interpolate = interpolates_kernels(architecture)
         try:
             architecture = with_larger_kernels(architecture, kernel)
             network = build_network(architecture, channels, classes, deep_supervision=False)
@@ -192,6 +192,9 @@ def transfer(stock: nn.Module, network: nn.Module) -> None:
     Args:
         stock: any network.
         network: the same with axes.
+
+    Raises:
+        InputError: if one replaces what is no plain layer.
     """
     weights = network.state_dict()
     own = stock.state_dict().items()
@@ -201,7 +204,12 @@ def transfer(stock: nn.Module, network: nn.Module) -> None:
     for name, old in stock.named_modules():
         new = replaced.get(name)
         if type(new) is not type(old) and isinstance(new, StartsAsPlain):  # as `check_choice` has seen to
-            new.start_as(as_convolution(cast(Any, old)))
+            if not isinstance(old, Convolution | TransposedConvolution):
+                raise InputError(
+                    f"{name} of {type(stock).__name__} is a {type(old).__name__}; an upsampling can start only as a "
+                    "plain transposed convolution: leave it out, or plan the network with it and train that"
+                )
+            new.start_as(as_convolution(old))
 
 
 def write_model(checkpoint: dict, plans: dict, source: Path, out: Path) -> Path:

@@ -5,6 +5,7 @@ from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS, C
 from nnunet_deconver.networks.adapted import Adapted
 from nnunet_deconver.networks.backbones import BACKBONES, Backbone
 from nnunet_deconver.networks.deconver import Deconver
+from nnunet_deconver.networks.mednext import MedNeXt
 from nnunet_deconver.networks.unet import PlainConvUNet, ResidualEncoderUNet
 from nnunet_deconver.recipes import RECIPES, Recipe
 
@@ -17,6 +18,7 @@ __all__ = [
     "Backbone",
     "Component",
     "Deconver",
+    "MedNeXt",
     "PlainConvUNet",
     "Recipe",
     "ResidualEncoderUNet",

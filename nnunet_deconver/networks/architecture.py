@@ -16,6 +16,7 @@ from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
 
 PACKAGE = "nnunet_deconver.networks"
 DECONVER = f"{PACKAGE}.Deconver"
+MEDNEXT = f"{PACKAGE}.MedNeXt"
 ADAPTED = f"{PACKAGE}.Adapted"
 
 # What a network's topology consists of; the rest describes the blocks of the network the plan was made for.
@@ -25,36 +26,43 @@ _AXES = (UPSAMPLINGS, SEGMENTATION_HEADS)
 
 
 def deconver_architecture(architecture: dict, *, kernel_size: int | None = None) -> dict:
-    """The architecture entry of a Deconver with the topology of `architecture`.
+    """The architecture entry of a Deconver with the topology of `architecture`, see `with_topology_of`."""
+    return with_topology_of(architecture, DECONVER, kernel_size=kernel_size)
+
+
+def with_topology_of(architecture: dict, network: str, *, kernel_size: int | None = None) -> dict:
+    """The architecture entry of a network with the topology of `architecture`.
 
     Stages, strides, kernels, features and axes are carried over from PlainConvUNet and ResidualEncoderUNet; an entry
-    that already names Deconver is kept as it is.
+    that already names the network is kept as it is.
 
     Args:
         architecture: entry with `network_class_name`, `arch_kwargs` and `_kw_requires_import`.
+        network: dotted name of a class here that takes nnU-Net's topology arguments.
         kernel_size: replaces every kernel extent greater than 1, which leaves anisotropic kernels flat; None keeps
-            the plan's. Ignored for an entry that already names Deconver.
+            the plan's. Ignored for an entry that already names the network.
 
     Raises:
         ValueError: if the entry names a network that cannot be translated, or lacks part of the topology.
     """
     name = architecture["network_class_name"]
-    if name == DECONVER:
+    if name == network:
         return architecture
+    short = network.rpartition(".")[-1]
     if name.rpartition(".")[-1] not in NNUNETS:
         raise ValueError(
-            f"the plans name the network {name}, whose topology cannot be carried over to Deconver; use plans of "
-            f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or plans that name {DECONVER}"
+            f"the plans name the network {name}, whose topology cannot be carried over to {short}; use plans of "
+            f"{' or '.join(NNUNETS)} (nnUNetv2_plan_experiment), or plans that name {network}"
         )
     arch_kwargs = architecture["arch_kwargs"]
     missing = [key for key in _TOPOLOGY if key not in arch_kwargs]
     if missing:
-        raise ValueError(f"the plans' arch_kwargs of {name} lack {', '.join(missing)}, which Deconver needs")
+        raise ValueError(f"the plans' arch_kwargs of {name} lack {', '.join(missing)}, which {short} needs")
     topology = {key: arch_kwargs[key] for key in _TOPOLOGY}
     topology |= {axis.argument: arch_kwargs[axis.argument] for axis in _AXES if axis.argument in arch_kwargs}
     if kernel_size is not None:
         topology["kernel_sizes"] = [_replaced_kernel(kernel, kernel_size) for kernel in topology["kernel_sizes"]]
-    return {"network_class_name": DECONVER, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
+    return {"network_class_name": network, "arch_kwargs": topology, "_kw_requires_import": ["conv_op"]}
 
 
 @dataclass(frozen=True)
@@ -199,6 +207,11 @@ def with_larger_kernels(architecture: dict, kernel_size: int) -> dict:
     if kernel_size % 2 == 0 or kernel_size <= largest:
         raise ValueError(f"must be an odd number greater than {largest}, the largest kernel of the plans")
     return architecture | {"arch_kwargs": larger}
+
+
+def interpolates_kernels(architecture: dict) -> bool:
+    """Whether larger kernels of a network are interpolated, as MedNeXt's UpKern does; those of others are padded."""
+    return architecture["network_class_name"] == MEDNEXT or "kernel_sizes" not in architecture["arch_kwargs"]
 
 
 def _extents(kernels: int | Sequence) -> list[int]:

@@ -6,8 +6,18 @@ follow from that. The network takes nnU-Net's topology arguments, `upsampling` a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from nnunet_deconver.networks.architecture import ADAPTED, DECONVER, NNUNETS, PACKAGE, Adaptation, deconver_architecture
+from nnunet_deconver.networks.architecture import (
+    ADAPTED,
+    DECONVER,
+    MEDNEXT,
+    NNUNETS,
+    PACKAGE,
+    Adaptation,
+    deconver_architecture,
+    with_topology_of,
+)
 from nnunet_deconver.recipes import RECIPES, Recipe
 
 
@@ -120,6 +130,17 @@ BACKBONES = {
         planner="nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners."
         "ResEncUNetPlanner",
     ),
+    **{
+        f"mednext{suffix}": Backbone(
+            MEDNEXT,
+            f"MedNeXt{suffix.lstrip('-')}",
+            "arXiv 2303.09975",
+            partial(with_topology_of, network=MEDNEXT, kernel_size=kernel_size),
+            max_features_3d=512,
+            recipe="mednext",
+        )
+        for suffix, kernel_size in (("", 3), ("-k5", 5))
+    },
     "segresnet": _monai(
         "SegResNet",
         "SegResNet",

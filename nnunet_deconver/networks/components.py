@@ -1,7 +1,7 @@
 """The chosen upsamplings and heads in the decoders of the networks here, see `layers.components`."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from torch import nn
@@ -15,7 +15,7 @@ class Decoder(Protocol):
     """What nnU-Net's decoders have, lowest resolution first.
 
     Attributes:
-        transpconvs: upsamplings.
+        transpconvs: upsamplings, each with `in_channels`, `out_channels` and `stride`.
         seg_layers: segmentation heads.
         deep_supervision: whether all of these run.
     """
@@ -30,7 +30,7 @@ def replace_components(decoder: Decoder, upsampling: dict | None, segmentation_h
 
     Args:
         decoder: with its own layers.
-        upsampling: entry; None leaves the transposed convolutions.
+        upsampling: entry; None leaves the decoder's own.
         segmentation_head: entry; None leaves the 1x1 convolutions.
 
     Raises:
@@ -40,8 +40,8 @@ def replace_components(decoder: Decoder, upsampling: dict | None, segmentation_h
     SEGMENTATION_HEADS.check(segmentation_head)
     if upsampling is not None and not UPSAMPLINGS.is_default(upsampling):
         for i, layer in enumerate(decoder.transpconvs):
-            assert isinstance(layer, _ConvNd)
-            decoder.transpconvs[i] = UPSAMPLINGS.build(upsampling, layer.in_channels, layer.out_channels, layer.stride)
+            own = cast(Any, layer)
+            decoder.transpconvs[i] = UPSAMPLINGS.build(upsampling, own.in_channels, own.out_channels, own.stride)
     if segmentation_head is not None and not SEGMENTATION_HEADS.is_default(segmentation_head):
         for i, layer in enumerate(decoder.seg_layers):
             assert isinstance(layer, _ConvNd)
@@ -53,7 +53,7 @@ def replace_components(decoder: Decoder, upsampling: dict | None, segmentation_h
 def components_feature_map_size(
     decoder: Decoder, sizes: Sequence[Sequence[int]], features: Sequence[int], num_classes: int
 ) -> np.int64:
-    """Elements of convolution outputs that the components add to what the backbone's own layers would make.
+    """Elements of convolution outputs that the components add to what plain layers would make.
 
     Args:
         decoder: after `replace_components`.

@@ -20,9 +20,8 @@ from nnunet_deconver.layers.common import (
     transposed_convolution,
 )
 from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
+from nnunet_deconver.networks.topology import check_input_size, per_stage, per_stage_and_axis, spatial_rank
 from nnunet_deconver.ops import fast_layout
-
-_RANKS = {convolution: rank for rank, convolution in CONVOLUTIONS.items()}
 
 
 class Deconver(AbstractDynamicNetworkArchitectures):
@@ -105,14 +104,12 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         nonlin_kwargs: object = None,
     ) -> None:
         super().__init__()
-        if conv_op not in _RANKS:
-            raise ValueError(f"conv_op must be torch.nn.Conv1d, Conv2d or Conv3d, got {conv_op!r}")
-        rank = _RANKS[conv_op]
+        rank = spatial_rank(conv_op)
         convolution = CONVOLUTIONS[rank]
-        features = _per_stage("features_per_stage", features_per_stage, n_stages)
-        kernel_sizes = _per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
-        strides = _per_stage_and_axis("strides", strides, n_stages, rank)
-        blocks_up = _per_stage("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder, n_stages - 1)
+        features = per_stage("features_per_stage", features_per_stage, n_stages)
+        kernel_sizes = per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
+        strides = per_stage_and_axis("strides", strides, n_stages, rank)
+        blocks_up = per_stage("n_blocks_per_stage_decoder", n_blocks_per_stage_decoder, n_stages - 1)
         block_kwargs = [
             {
                 "source_ratio": source_ratio,
@@ -131,7 +128,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
             convolution,
             kernel_sizes,
             strides,
-            _per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
+            per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
             block_kwargs,
         )
         self.decoder = DeconverDecoder(
@@ -149,7 +146,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         Raises:
             ValueError: if the strides do not divide S.
         """
-        self.encoder.check_input_size(x.shape[2:])
+        check_input_size(x.shape[2:], self.encoder.strides)
         return self.decoder(self.encoder(x))
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
@@ -160,7 +157,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         Raises:
             ValueError: if `input_size` has not one entry per spatial axis, or the strides do not divide it.
         """
-        self.encoder.check_input_size(input_size)
+        check_input_size(input_size, self.encoder.strides)
         sizes = sizes_per_stage(input_size, self.encoder.strides)
         return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
 
@@ -217,17 +214,6 @@ class DeconverEncoder(nn.Module):
             x = stage(downsample(x))
             skips.append(x)
         return skips
-
-    def check_input_size(self, input_size: Sequence[int]) -> None:
-        """Raises ValueError unless the strides divide `input_size`."""
-        totals = [math.prod(axis) for axis in zip(*self.strides, strict=True)]
-        if len(input_size) != len(totals):
-            raise ValueError(f"input must have {len(totals)} spatial axes, got {len(input_size)}: {tuple(input_size)}")
-        if any(size % total for size, total in zip(input_size, totals, strict=True)):
-            raise ValueError(
-                f"patch size {tuple(input_size)} must be divisible by the network's total strides {tuple(totals)}; "
-                "change patch_size or strides in the plans"
-            )
 
     def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
         """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
@@ -338,22 +324,3 @@ def recomputed_stages(recompute: str | Sequence[bool], n_stages: int) -> list[bo
 
 def _feature_channels(stage: nn.Module) -> int:
     return sum(block.feature_channels() for block in stage.modules() if isinstance(block, DeconverBlock))
-
-
-def _per_stage(name: str, value: int | Sequence[int], n: int) -> list[int]:
-    values = [value] * n if isinstance(value, int) else list(value)
-    if len(values) != n or any(int(v) != v or v < 1 for v in values):
-        raise ValueError(f"{name} must be a positive number or a list of {n} of them, got {value!r}")
-    return values
-
-
-def _per_stage_and_axis(
-    name: str, value: int | Sequence[int | Sequence[int]], n_stages: int, rank: int
-) -> list[tuple[int, ...]]:
-    values = [value] * n_stages if isinstance(value, int) else list(value)
-    expanded = [(v,) * rank if isinstance(v, int) else tuple(v) for v in values]
-    if len(expanded) != n_stages:
-        raise ValueError(f"{name} must have one entry for each of the {n_stages} stages, got {value!r}")
-    if any(len(entry) != rank or any(int(e) != e or e < 1 for e in entry) for entry in expanded):
-        raise ValueError(f"{name} must have {rank} positive whole numbers per stage (or one for all), got {value!r}")
-    return expanded

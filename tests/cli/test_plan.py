@@ -65,6 +65,17 @@ def test_a_network_that_is_built_for_its_patch_is_planned_for_one_that_it_takes(
     assert output.splitlines()[-1].endswith("-p nnUNetUNETRDTC2GBPlans -tr nnUNetTrainerUNETR")
 
 
+def test_mednext_is_planned_with_nnunets_stages(folder, capsys):
+    assert plan("--backbone", "mednext-k5", "--upsampling", "dtc") == 0
+    entry = json.loads((folder / "nnUNetMedNeXtk5DTC1GBPlans.json").read_text())["configurations"]["3d_fullres"]
+    assert entry["architecture"]["network_class_name"] == "nnunet_deconver.networks.MedNeXt"
+    arch_kwargs = entry["architecture"]["arch_kwargs"]
+    assert arch_kwargs["upsampling"] == {"name": "dtc"}
+    assert {extent for kernel in arch_kwargs["kernel_sizes"] for extent in kernel} == {5}
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("-p nnUNetMedNeXtk5DTC1GBPlans -tr nnUNetTrainer_AdamWPoly1e3")
+
+
 def test_a_backbone_that_has_no_layer_to_replace_is_named(folder, capsys):
     assert plan("--backbone", "unet-linear", "--upsampling", "dtc") == 2
     assert "upsampling 'dtc' cannot be put into BasicUNet" in capsys.readouterr().err

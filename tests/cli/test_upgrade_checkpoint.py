@@ -10,7 +10,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunet_deconver import trainers
 from nnunet_deconver.cli import main
 from nnunet_deconver.networks.architecture import build_network
-from nnunet_deconver.networks.backbones import with_components
+from nnunet_deconver.networks.backbones import BACKBONES, with_components
 
 DATASET = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
 NAMES = {
@@ -87,7 +87,7 @@ def trained(tmp_path, backbone="plain", rank=3, trainer="nnUNetTrainer", planned
     content = plans(backbone, rank, **changes)
     configuration = content["configurations"]["cfg"]
     if planned is not None:
-        configuration |= {"architecture": planned, "patch_size": [32] * 3}
+        configuration |= {"architecture": planned, "patch_size": [32] * rank}
     architecture = configuration["architecture"]
     if trainer in trainers.__all__:
         architecture = getattr(trainers, trainer).architecture(architecture)
@@ -221,6 +221,39 @@ def test_mednexts_kernels_are_interpolated_as_its_upkern_does(tmp_path):
     network = build_network(planned, 1, 2, deep_supervision=True)
     load_pretrained_weights(network, str(out / "fold_0" / "checkpoint_final.pth"))
     assert predict(out, torch.randn(1, 32, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_kernels_of_mednext_on_nnunets_stages_are_interpolated(tmp_path, rank):
+    changes = {"kernel_sizes": [[1] + [3] * (rank - 1)] + [[3] * rank] * 2}
+    planned = plans(rank=rank, **changes)["configurations"]["cfg"]["architecture"]
+    planned = BACKBONES["mednext"].architecture(planned)
+    stock, out = trained(tmp_path, rank=rank, planned=planned), tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), "--kernel", "5", "--head", "nerdc"]) == 0
+    upgraded = json.loads((out / "plans.json").read_text())["configurations"]["cfg"]["architecture"]
+    large_kernels = [[1] + [5] * (rank - 1)] + [[5] * rank] * 2
+    assert upgraded["arch_kwargs"]["kernel_sizes"] == large_kernels
+    small, large = (
+        torch.load(path, weights_only=False)["network_weights"]
+        for path in (stock, out / "fold_0" / "checkpoint_final.pth")
+    )
+    mode, enlarged = {2: "bilinear", 3: "trilinear"}[rank], 0
+    for key, weight in small.items():
+        if key.endswith("depthwise.weight"):
+            size = [5 if extent > 1 else 1 for extent in weight.shape[2:]]
+            weight, enlarged = F.interpolate(weight, size=size, mode=mode), enlarged + 1
+        if "seg_layers" not in key:
+            assert torch.equal(large[key], weight), key
+    assert enlarged == 2 * (3 + 2) + 2 + 2
+    build_network(upgraded, 1, 2, deep_supervision=True).load_state_dict(large)
+
+
+def test_blocks_of_mednext_that_upsample_can_be_started_as_by_nothing(tmp_path, capsys):
+    planned = BACKBONES["mednext"].architecture(plans()["configurations"]["cfg"]["architecture"])
+    stock, out = trained(tmp_path, planned=planned), tmp_path / "upgraded"
+    assert main(["upgrade-checkpoint", str(stock), "-o", str(out), "--upsampling", "dtc"]) == 2
+    assert "decoder.transpconvs.0 of MedNeXt is a MedNeXtUpsampling; " in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_model_of_mednexts_trainer_becomes_one_of_that_with_larger_kernels(tmp_path):

@@ -9,9 +9,10 @@ from dynamic_network_architectures.architectures import unet
 from torch import nn
 
 from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
-from nnunet_deconver.networks import Deconver, PlainConvUNet, ResidualEncoderUNet
+from nnunet_deconver.networks import Deconver, MedNeXt, PlainConvUNet, ResidualEncoderUNet
 
-BACKBONES = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet, "deconver": Deconver}
+BACKBONES = {"plain": PlainConvUNet, "residual": ResidualEncoderUNet, "deconver": Deconver, "mednext": MedNeXt}
+NNUNETS = ("plain", "residual")
 UPSAMPLING_ENTRIES = {
     "transposed": None,
     "linear": {"name": "linear"},
@@ -44,7 +45,7 @@ def build(backbone, upsampling=None, head=None, geometry="3d", deep_supervision=
         "num_classes": classes,
         "deep_supervision": deep_supervision,
     }
-    if backbone != "deconver":
+    if backbone in NNUNETS:
         norm = nn.InstanceNorm2d if conv_op is nn.Conv2d else nn.InstanceNorm3d
         blocks = "n_conv_per_stage" if backbone == "plain" else "n_blocks_per_stage"
         kwargs |= {blocks: 1, "n_conv_per_stage_decoder": 1, "conv_bias": True}
@@ -87,7 +88,7 @@ def test_contract(backbone, upsampling, head, geometry, deep_supervision):
         for name, parameter in network.named_parameters():
             # Not nnU-Net's own convolutions: on a CPU and so few voxels, the gradients of their weights in half
             # precision are now and then not finite in nnU-Net's network as well.
-            ours = backbone == "deconver" or "transpconvs" in name or "seg_layers" in name
+            ours = backbone not in NNUNETS or "transpconvs" in name or "seg_layers" in name
             assert not ours or parameter.grad is None or parameter.grad.isfinite().all(), name
 
     network.eval()
@@ -140,7 +141,7 @@ def test_without_axes_they_are_nnunets_own(backbone, stock, geometry, entry):
     assert ours.compute_conv_feature_map_size(size) == theirs.compute_conv_feature_map_size(size)
 
 
-@pytest.mark.parametrize("backbone", ["plain", "residual"])
+@pytest.mark.parametrize("backbone", NNUNETS)
 def test_initialize_is_nnunets_but_for_the_axes(backbone):
     """He initialisation of the convolutions, zero offsets, heads that start as the plain classifier."""
     torch.manual_seed(0)
@@ -167,6 +168,9 @@ def test_feature_map_size_counts_what_the_axes_add(backbone, deep_supervision):
     dtc = build(backbone, {"name": "dtc"}, geometry="anisotropic", deep_supervision=deep_supervision)
     voxels = [4 * 8 * 12, 4 * 4 * 6, 2 * 2 * 3]
     added = (4 * voxels[1] + 6 * voxels[0]) + (8 * voxels[2] + 6 * voxels[1])
+    if backbone == "mednext":
+        # DTC's base replaces its block: depthwise, expansion, residual; as many channels as the base come out of both.
+        added -= (8 + 16 + 4) * voxels[0] + (16 + 32 + 8) * voxels[1]
     assert dtc.compute_conv_feature_map_size(size) - plain.compute_conv_feature_map_size(size) == added
     nerdm = build(backbone, None, {"name": "nerdm"}, geometry="anisotropic", deep_supervision=deep_supervision)
     added = 4 * voxels[0] + (8 * voxels[1] if deep_supervision else 0)

@@ -2,8 +2,7 @@
 
 import pytest
 
-from nnunet_deconver.networks.architecture import deconver_architecture
-from nnunet_deconver.networks.backbones import with_components
+from nnunet_deconver.networks.backbones import BACKBONES, with_components
 
 NNUNET = "dynamic_network_architectures.architectures.unet."
 
@@ -34,10 +33,11 @@ def _architecture(backbone: str, rank: int, *, features=(16, 32, 64), anisotropi
         "arch_kwargs": arch_kwargs,
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
     }
-    return with_components(deconver_architecture(entry) if backbone == "deconver" else entry, **axes)
+    own = BACKBONES[backbone].architecture(entry) if backbone in ("deconver", "mednext") else entry
+    return with_components(own, **axes)
 
 
 @pytest.fixture(scope="session")
 def architecture():
-    """Makes the architecture entry of a backbone ("plain", "residual", "deconver") with axes."""
+    """Makes the architecture entry of a backbone ("plain", "residual", "deconver", "mednext") with axes."""
     return _architecture

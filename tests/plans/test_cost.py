@@ -65,7 +65,7 @@ def test_flops_are_the_same_in_parts(monkeypatch, architecture):
 
 @pytest.mark.parametrize("axes", [{}, {"upsampling": {"name": "dtc"}, "segmentation_head": {"name": "nerdc"}}], ids=str)
 @pytest.mark.parametrize("anisotropic", [False, True], ids=["isotropic", "anisotropic"])
-@pytest.mark.parametrize("backbone", ["plain", "residual", "deconver"])
+@pytest.mark.parametrize("backbone", ["plain", "residual", "deconver", "mednext"])
 def test_rows_sum_to_totals(architecture, backbone, anisotropic, axes):
     entry = architecture(backbone, 3, anisotropic=anisotropic, **axes)
     cost = cost_of(entry, (8, 16, 32))

@@ -164,9 +164,20 @@ def cuda_autocast():
 @axes
 @backbones
 def test_the_step_keeps_what_it_would_on_a_gpu(architecture, backbone, axes, geometry):
-    """Fake CUDA tensors go forward without a GPU, through CUDA's autocast; backward they do not."""
     rank, anisotropic, patch_size = geometry
-    entry = architecture(backbone, rank, anisotropic=anisotropic, **axes)
+    compare_with_a_step_on_a_gpu(architecture(backbone, rank, anisotropic=anisotropic, **axes), patch_size)
+
+
+@geometries
+@pytest.mark.parametrize("axes", ["own", "dtc-nerdc"])
+def test_group_norm_goes_to_float32_as_on_a_gpu(architecture, axes, geometry):
+    """In MedNeXt; in half precision, a step would keep much less."""
+    rank, anisotropic, patch_size = geometry
+    compare_with_a_step_on_a_gpu(architecture("mednext", rank, anisotropic=anisotropic, **AXES[axes]), patch_size)
+
+
+def compare_with_a_step_on_a_gpu(entry, patch_size):
+    """Fake CUDA tensors go forward without a GPU, through CUDA's autocast; backward they do not."""
     with FakeTensorMode(), torch.device("cuda"):
         network = build_network(entry, CHANNELS, CLASSES, deep_supervision=True)
         saved = Saved(network)
