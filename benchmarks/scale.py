@@ -52,7 +52,7 @@ COUNTED = {
 }
 # Of one small image, PyTorch's convolutions do not go through oneDNN: nnU-Net's networks then take longer than of two.
 MEASURED_AROUND = Case(edge=32, channels=16, batch=2)
-MEASURED = {"edge": (32, 48), "channels": (16, 32), "batch": (1, 2), "kernel": (3, 5, 7)}
+MEASURED = {"edge": (32, 48, 64), "channels": (16, 32, 48), "batch": (1, 2, 4), "kernel": (3, 5, 7)}
 
 
 def cases(around: Case, values: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Case]]:
