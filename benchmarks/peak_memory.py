@@ -91,15 +91,22 @@ PLANS = {
 }
 
 
+def step_of(plan: Plan) -> dict:
+    """What is counted for a training step on a plan: arguments of `training_memory` and `training_flops`."""
+    return {
+        "input_channels": plan.channels,
+        "num_classes": plan.classes,
+        "regions": plan.regions,
+        "patch_size": plan.patch_size,
+        "batch_size": plan.batch_size,
+    }
+
+
 def count(entry: dict, plan: Plan) -> TrainingMemory:
     """The memory of training a network on a plan."""
     return training_memory(
         partial(build_network, entry, plan.channels, plan.classes, deep_supervision=True),
-        input_channels=plan.channels,
-        num_classes=plan.classes,
-        regions=plan.regions,
-        patch_size=plan.patch_size,
-        batch_size=plan.batch_size,
+        **step_of(plan),
         build_optimizer=usual_recipe(entry).build_optimizer,
     )
 
@@ -111,11 +118,7 @@ def recomputation(plan: Plan) -> dict[str, float]:
     flops = {
         name: training_flops(
             partial(build_network, entry, plan.channels, plan.classes, deep_supervision=True),
-            input_channels=plan.channels,
-            num_classes=plan.classes,
-            regions=plan.regions,
-            patch_size=plan.patch_size,
-            batch_size=plan.batch_size,
+            **step_of(plan),
         )
         for name, entry in entries.items()
     }

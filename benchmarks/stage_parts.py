@@ -10,7 +10,6 @@ run: what is far below both is limited by neither.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from recording import record
-from speed import machine
+from speed import differentiate, forward, machine, seconds
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -43,21 +42,6 @@ def parts_of(block: DeconverBlock) -> dict[str, tuple[Callable[[Tensor], Tensor]
     }
 
 
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def train(part: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor):
-    part(x).backward(gradient)
-
-
-def predict(part: Callable[[Tensor], Tensor], x: Tensor):
-    with torch.no_grad():
-        part(x)
-
-
 def rows_of(stage: int, kernel: int, rounds: int, attainable: dict[str, float]) -> list[dict]:
     """A row for each part of a stage."""
     channels, size = STAGES[stage]
@@ -69,28 +53,28 @@ def rows_of(stage: int, kernel: int, rounds: int, attainable: dict[str, float]) 
     times = {name: [] for name in parts}
     for round_ in range(rounds + 1):
         for name, (part, _) in parts.items():
-            measured = seconds(partial(predict, part, x)), seconds(partial(train, part, x, gradient))
+            measured = seconds(partial(forward, part, x)), seconds(partial(differentiate, part, x, gradient))
             if round_:  # the first warms up
                 times[name].append(measured)
     blocks = 1 if stage == len(STAGES) - 1 else 2
     arithmetic = 2e-9 * BATCH * np.prod(size)
     rows = []
     for name, (_, weights) in parts.items():
-        forward, step = blocks * np.median(times[name], axis=0)
+        predicting, training = blocks * np.median(times[name], axis=0)
         moved = 1e-9 * blocks * 4 * x.numel()
         rows.append(
             {
                 "kernel": kernel,
                 "stage": stage,
                 "part": name,
-                "forward_ms": round(1e3 * forward, 1),
-                "forward_backward_ms": round(1e3 * step, 1),
-                "arithmetic_share": round(blocks * arithmetic * weights / forward / attainable["convolution"], 2),
+                "forward_ms": round(1e3 * predicting, 1),
+                "forward_backward_ms": round(1e3 * training, 1),
+                "arithmetic_share": round(blocks * arithmetic * weights / predicting / attainable["convolution"], 2),
                 "arithmetic_share_backward": round(
-                    3 * blocks * arithmetic * weights / step / attainable["convolution"], 2
+                    3 * blocks * arithmetic * weights / training / attainable["convolution"], 2
                 ),
-                "bandwidth_share": round(2 * moved / forward / attainable["copy"], 2),
-                "bandwidth_share_backward": round(5 * moved / step / attainable["copy"], 2),
+                "bandwidth_share": round(2 * moved / predicting / attainable["copy"], 2),
+                "bandwidth_share_backward": round(5 * moved / training / attainable["copy"], 2),
             }
         )
     return rows

@@ -28,6 +28,13 @@ def test_is_pytorchs(shape, layout, device, affine):
     torch.testing.assert_close(*(torch.autograd.grad(out, inputs, gradient) for out in (found, expected)))
 
 
+def test_second_derivatives():
+    torch.manual_seed(0)
+    norm = InstanceNorm(3).double()
+    x = fast_layout(torch.randn(2, 3, 4, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x, *_: norm(x), (x, *norm.parameters()))
+
+
 def test_parameters_start_as_no_scale_and_no_shift():
     norm = InstanceNorm(4)
     assert [parameter.tolist() for parameter in norm.parameters()] == [[1] * 4, [0] * 4]

@@ -58,22 +58,6 @@ def distances(found, exact):
     return [((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
 
 
-@pytest.fixture(params=sorted(cpu_kernels.libraries()))
-def lanes(request, monkeypatch):
-    """Each library that runs here, in turn."""
-    library = {request.param: cpu_kernels.libraries()[request.param]}
-    monkeypatch.setattr(cpu_kernels, "libraries", lambda: library)
-    return request.param
-
-
-@pytest.fixture
-def use_threads():
-    """Sets the number of threads, each of which has planes of its own."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def poison():
     """Memory that nobody has written to yet is NaN."""

@@ -201,14 +201,6 @@ def test_bad_input(features, displacement, scale, message):
 compiled = pytest.mark.skipif(not cpu_kernels.libraries(), reason="no C compiler when the package was installed")
 
 
-@pytest.fixture(params=sorted(cpu_kernels.libraries()))
-def lanes(request, monkeypatch):
-    """Each library that runs here, in turn."""
-    library = {request.param: cpu_kernels.libraries()[request.param]}
-    monkeypatch.setattr(cpu_kernels, "libraries", lambda: library)
-    return request.param
-
-
 @pytest.fixture
 def called(monkeypatch):
     """Names of the kernels that are called."""
@@ -232,7 +224,7 @@ def sampled_with_gradients(tensors, scale, upstream):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("size, stride", GEOMETRIES)
-def test_kernels_sample_as_pytorch_does_in_float64(lanes, called, size, stride, groups, threads):
+def test_kernels_sample_as_pytorch_does_in_float64(lanes, use_threads, called, size, stride, groups, threads):
     """Far beyond the borders, too; on them, where a step outwards changes nothing, as well."""
     torch.manual_seed(0)
     features = torch.randn(2, 3 * groups * lanes, *size, dtype=torch.float64)
@@ -241,12 +233,8 @@ def test_kernels_sample_as_pytorch_does_in_float64(lanes, called, size, stride, 
     upstream = torch.randn(2, 3 * groups * lanes, *upsampled(size, stride), dtype=torch.float64)
     exact = sampled_with_gradients([features, displacement], voxels(*size), upstream)
     assert not called
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = sampled_with_gradients([features.float(), displacement.float()], voxels(*size), upstream)
-    finally:
-        torch.set_num_threads(before)
+    use_threads(threads)
+    found = sampled_with_gradients([features.float(), displacement.float()], voxels(*size), upstream)
     assert called == ["sample", "differentiate_sample"]
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)

@@ -11,14 +11,6 @@ compiled = pytest.mark.skipif(not cpu_kernels.libraries(), reason="no C compiler
 SHAPES = [(0, 5, 16), (1, 1, 8), (2, 5, 3), (17, 7, 24), (64, 32, 128), (130, 130, 48)]
 
 
-@pytest.fixture(params=[0, *sorted(cpu_kernels.libraries())])
-def lanes(request, monkeypatch):
-    """No kernels, then each library that runs here, in turn."""
-    libraries = {lanes: library for lanes, library in cpu_kernels.libraries().items() if lanes == request.param}
-    monkeypatch.setattr(cpu_kernels, "libraries", lambda: libraries)
-    return request.param
-
-
 def operands(count, inputs, outputs, dtype):
     torch.manual_seed(count)
     return [
@@ -37,25 +29,21 @@ def results(function, tensors):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rectify", [False, True])
 @pytest.mark.parametrize("count, inputs, outputs", SHAPES)
-def test_is_a_matrix_product(lanes, count, inputs, outputs, rectify, dtype, threads):
+def test_is_a_matrix_product(lanes_or_none, use_threads, count, inputs, outputs, rectify, dtype, threads):
     tensors = operands(count, inputs, outputs, dtype)
 
     def product(rows, matrix, bias):
         out = rows @ matrix + bias
         return out.relu() if rectify else out
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        found = results(lambda *t: pointwise(*t, rectify=rectify), tensors)
-    finally:
-        torch.set_num_threads(before)
+    use_threads(threads)
+    found = results(lambda *t: pointwise(*t, rectify=rectify), tensors)
     for a, b in zip(found, results(product, [t.double() for t in tensors]), strict=True):
         torch.testing.assert_close(a, b.to(dtype), rtol=1e-5, atol=1e-4 if dtype == torch.float32 else 1e-10)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_without_bias_from_any_layout_into_what_is_there(lanes, transposed):
+def test_without_bias_from_any_layout_into_what_is_there(lanes_or_none, transposed):
     rows, matrix, bias = operands(17, 24, 16, torch.float32)
     if transposed:
         rows, matrix = (tensor.t().contiguous().t() for tensor in (rows, matrix))
@@ -72,7 +60,7 @@ def test_without_bias_from_any_layout_into_what_is_there(lanes, transposed):
     torch.testing.assert_close(out, (rows @ matrix + bias).relu())
 
 
-def test_gradients_are_added(lanes):
+def test_gradients_are_added(lanes_or_none):
     rows, _, _ = operands(130, 7, 16, torch.float32)
     gradient = torch.randn(130, 16)
     matrix, bias = torch.ones(7, 16), torch.ones(16)
@@ -81,7 +69,7 @@ def test_gradients_are_added(lanes):
     torch.testing.assert_close(bias, 1 + gradient.sum(0))
 
 
-def test_only_what_is_asked_for_has_a_gradient(lanes):
+def test_only_what_is_asked_for_has_a_gradient(lanes_or_none):
     for wanted in range(3):
         tensors = operands(6, 8, 16, torch.float32)
         tensors[wanted].requires_grad_()
@@ -89,13 +77,13 @@ def test_only_what_is_asked_for_has_a_gradient(lanes):
         assert [tensor.grad is not None for tensor in tensors] == [i == wanted for i in range(3)]
 
 
-def test_nan_stays(lanes):
+def test_nan_stays(lanes_or_none):
     rows, matrix, bias = operands(6, 8, 16, torch.float32)
     rows[3, 2] = torch.nan
     assert pointwise(rows, matrix, bias, rectify=True).isnan().any(1).tolist() == [False] * 3 + [True] + [False] * 2
 
 
-def test_second_derivatives(lanes):
+def test_second_derivatives(lanes_or_none):
     tensors = [tensor.requires_grad_() for tensor in operands(6, 8, 16, torch.float32)]
 
     def penalty(function):
