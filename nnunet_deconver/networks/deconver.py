@@ -7,24 +7,21 @@ stage has a segmentation head, of which all run under deep supervision and the l
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from torch import Tensor, nn
 
 from nnunet_deconver.layers import DeconverBlock
 from nnunet_deconver.layers.common import (
     CONVOLUTIONS,
     Convolution,
-    ResetsParameters,
     pointwise_convolution,
     transposed_convolution,
 )
-from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
-from nnunet_deconver.networks.topology import check_input_size, per_stage, per_stage_and_axis, spatial_rank
+from nnunet_deconver.networks.topology import per_stage, per_stage_and_axis, spatial_rank
+from nnunet_deconver.networks.u_shape import StagedDecoder, StagedEncoder, UShaped
 from nnunet_deconver.ops import fast_layout
 
 
-class Deconver(AbstractDynamicNetworkArchitectures):
+class Deconver(UShaped):
     """U-shaped network of Deconver blocks.
 
     Stem, then per stage a strided convolution (kernel = stride) and blocks; on the way up a transposed convolution
@@ -103,7 +100,6 @@ class Deconver(AbstractDynamicNetworkArchitectures):
         nonlin: object = None,
         nonlin_kwargs: object = None,
     ) -> None:
-        super().__init__()
         rank = spatial_rank(conv_op)
         convolution = CONVOLUTIONS[rank]
         features = per_stage("features_per_stage", features_per_stage, n_stages)
@@ -122,7 +118,7 @@ class Deconver(AbstractDynamicNetworkArchitectures):
             for of_stage in recomputed_stages(recompute, n_stages)
         ]
 
-        self.encoder = DeconverEncoder(
+        encoder = DeconverEncoder(
             input_channels,
             features,
             convolution,
@@ -131,49 +127,14 @@ class Deconver(AbstractDynamicNetworkArchitectures):
             per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
             block_kwargs,
         )
-        self.decoder = DeconverDecoder(
+        decoder = DeconverDecoder(
             features, convolution, kernel_sizes, strides, blocks_up, num_classes, deep_supervision, block_kwargs
         )
-        replace_components(self.decoder, upsampling, segmentation_head)
-        # Where tools that transfer weights between networks of this family find their parts.
-        self.key_to_encoder = "encoder.stages"
-        self.key_to_stem = "encoder.stem"
-        self.keys_to_in_proj = ("encoder.stem",)
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Maps (B, input_channels, *S) to logits (B, num_classes, *S), or to a list of them, highest first.
-
-        Raises:
-            ValueError: if the strides do not divide S.
-        """
-        check_input_size(x.shape[2:], self.encoder.strides)
-        return self.decoder(self.encoder(x))
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """Elements of all convolution outputs for one image of `input_size` voxels.
-
-        What nnU-Net's planners size patches with. The convolutions inside the NDC update count like any other.
-
-        Raises:
-            ValueError: if `input_size` has not one entry per spatial axis, or the strides do not divide it.
-        """
-        check_input_size(input_size, self.encoder.strides)
-        sizes = sizes_per_stage(input_size, self.encoder.strides)
-        return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
-
-    @staticmethod
-    def initialize(module: nn.Module) -> None:
-        """Draws the parameters of `module` as the network is designed: each layer knows its own start.
-
-        nnU-Net applies this to every module, children before parents; its usual He initialisation belongs to
-        leaky ReLUs and would also overwrite what means something else.
-        """
-        if isinstance(module, ResetsParameters):
-            module.reset_parameters()
+        super().__init__(encoder, decoder, upsampling, segmentation_head)
 
 
-class DeconverEncoder(nn.Module):
-    """Stem and encoder stages; returns the features of every stage, highest resolution first."""
+class DeconverEncoder(StagedEncoder):
+    """Convolutions (kernel = stride) between stages of Deconver blocks."""
 
     def __init__(
         self,
@@ -185,48 +146,25 @@ class DeconverEncoder(nn.Module):
         n_blocks: Sequence[int],
         block_kwargs: Sequence[dict],
     ) -> None:
-        super().__init__()
-        self.strides = strides
-        self.output_channels = features
         stem_kernel = [min(k, 3) for k in kernel_sizes[0]]
-        self.stem = convolution(
-            input_channels,
-            features[0],
-            stem_kernel,
-            strides[0],
-            padding=[k // 2 for k in stem_kernel],
-            bias=False,
-        )
-        self.downsamplings = nn.ModuleList(
+        padding = [k // 2 for k in stem_kernel]
+        stem = convolution(input_channels, features[0], stem_kernel, strides[0], padding=padding, bias=False)
+        downsamplings = nn.ModuleList(
             convolution(features[stage - 1], features[stage], strides[stage], strides[stage])
             for stage in range(1, len(features))
         )
-        self.stages = nn.ModuleList(
-            _blocks(channels, kernel, n, kwargs)
-            for channels, kernel, n, kwargs in zip(features, kernel_sizes, n_blocks, block_kwargs, strict=True)
+        stages = nn.ModuleList(
+            _blocks(*of_stage) for of_stage in zip(features, kernel_sizes, n_blocks, block_kwargs, strict=True)
         )
+        super().__init__(stem, downsamplings, stages, strides, features)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, input_channels, *S) to one (B, C, *s) per stage."""
-        x = self.stages[0](fast_layout(self.stem(x)))
-        skips = [x]
-        for downsample, stage in zip(self.downsamplings, self.stages[1:], strict=True):
-            x = stage(downsample(x))
-            skips.append(x)
-        return skips
-
-    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
-        """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
-        total = np.int64(0)
-        for features, stage, size in zip(self.output_channels, self.stages, sizes, strict=True):
-            # stem or downsampling, blocks
-            channels = features + _feature_channels(stage)
-            total += np.int64(channels) * np.prod(size, dtype=np.int64)
-        return total
+    def begin(self, x: Tensor) -> Tensor:
+        """See `StagedEncoder`; from here on all features lie as is fast."""
+        return fast_layout(self.stem(x))
 
 
-class DeconverDecoder(nn.Module):
-    """Decoder stages, lowest resolution first, each with a segmentation head."""
+class DeconverDecoder(StagedDecoder):
+    """Transposed convolutions (kernel = stride) and projections of features with their skip between stages."""
 
     def __init__(
         self,
@@ -239,10 +177,7 @@ class DeconverDecoder(nn.Module):
         deep_supervision: bool,
         block_kwargs: Sequence[dict],
     ) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        self.features = features[:-1]
-        self.num_classes = num_classes
+        super().__init__(features, num_classes, deep_supervision)
         levels = range(len(features) - 2, -1, -1)
         self.transpconvs = nn.ModuleList(
             transposed_convolution(features[level + 1], features[level], strides[level + 1]) for level in levels
@@ -255,27 +190,13 @@ class DeconverDecoder(nn.Module):
         # All heads exist whether used or not, so that weights load either way.
         self.seg_layers = nn.ModuleList(convolution(features[level], num_classes, 1) for level in levels)
 
-    def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
-        """Maps the encoder's features to logits, see `Deconver.forward`."""
-        x = skips[-1]
-        outputs = []
-        for i, skip in enumerate(reversed(skips[:-1])):
-            x = self.projections[i](self.transpconvs[i](x), skip)
-            x = self.stages[i](x)
-            if self.deep_supervision or i == len(self.stages) - 1:
-                outputs.append(self.seg_layers[i](x))
-        return outputs[::-1] if self.deep_supervision else outputs[0]
+    def joined(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
+        """See `StagedDecoder`."""
+        return self.projections[i](x, skip)
 
-    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
-        """See `Deconver.compute_conv_feature_map_size`; `sizes` are those of the stages."""
-        total = np.int64(0)
-        for level, (features, size) in enumerate(zip(self.features, sizes[:-1], strict=True)):
-            # upsampling, projection, blocks
-            channels = 2 * features + _feature_channels(self.stages[-1 - level])
-            if self.deep_supervision or level == 0:
-                channels += self.num_classes
-            total += np.int64(channels) * np.prod(size, dtype=np.int64)
-        return total + components_feature_map_size(self, sizes, self.features, self.num_classes)
+    def joining_channels(self, features: int) -> int:
+        """See `StagedDecoder`: those of the projection."""
+        return features
 
 
 class _JoiningProjection(nn.Module):
@@ -320,7 +241,3 @@ def recomputed_stages(recompute: str | Sequence[bool], n_stages: int) -> list[bo
             f"{recompute!r}; planners choose them (nnunet-deconver plan --recompute auto)"
         )
     return list(recompute)
-
-
-def _feature_channels(stage: nn.Module) -> int:
-    return sum(block.feature_channels() for block in stage.modules() if isinstance(block, DeconverBlock))

@@ -3,22 +3,20 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from dynamic_network_architectures.architectures.abstract_arch import AbstractDynamicNetworkArchitectures
 from torch import Tensor, nn
 
 from nnunet_deconver.layers.common import (
     CONVOLUTIONS,
     TRANSPOSED_CONVOLUTIONS,
     Convolution,
-    ResetsParameters,
     TransposedConvolution,
     voxels,
 )
-from nnunet_deconver.networks.components import components_feature_map_size, replace_components, sizes_per_stage
-from nnunet_deconver.networks.topology import check_input_size, per_stage, per_stage_and_axis, spatial_rank
+from nnunet_deconver.networks.topology import per_stage, per_stage_and_axis, spatial_rank
+from nnunet_deconver.networks.u_shape import StagedDecoder, StagedEncoder, UShaped
 
 
-class MedNeXt(AbstractDynamicNetworkArchitectures):
+class MedNeXt(UShaped):
     """U-shaped network of MedNeXt blocks, in the size S where not told otherwise.
 
     A pointwise stem, then per stage a block that downsamples and blocks that do not; on the way up a block that
@@ -69,7 +67,6 @@ class MedNeXt(AbstractDynamicNetworkArchitectures):
         upsampling: dict | None = None,
         segmentation_head: dict | None = None,
     ) -> None:
-        super().__init__()
         rank = spatial_rank(conv_op)
         kernels = per_stage_and_axis("kernel_sizes", kernel_sizes, n_stages, rank)
         if any(extent % 2 == 0 for kernel in kernels for extent in kernel):
@@ -81,41 +78,9 @@ class MedNeXt(AbstractDynamicNetworkArchitectures):
             per_stage("n_blocks_per_stage", n_blocks_per_stage, n_stages),
             per_stage("expansion", expansion, n_stages),
         )
-        self.encoder = MedNeXtEncoder(input_channels, *stages)
-        self.decoder = MedNeXtDecoder(*stages, num_classes, deep_supervision)
-        replace_components(self.decoder, upsampling, segmentation_head)
-        # Where tools that transfer weights between networks of this family find their parts.
-        self.key_to_encoder = "encoder.stages"
-        self.key_to_stem = "encoder.stem"
-        self.keys_to_in_proj = ("encoder.stem",)
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        """Maps (B, input_channels, *S) to logits (B, num_classes, *S), or to a list of them, highest first.
-
-        Raises:
-            ValueError: if the strides do not divide S.
-        """
-        check_input_size(x.shape[2:], self.encoder.strides)
-        return self.decoder(self.encoder(x))
-
-    def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> np.int64:
-        """Elements of all convolution outputs for one image of `input_size` voxels, as nnU-Net counts them.
-
-        Raises:
-            ValueError: if `input_size` has not one entry per spatial axis, or the strides do not divide it.
-        """
-        check_input_size(input_size, self.encoder.strides)
-        sizes = sizes_per_stage(input_size, self.encoder.strides)
-        return self.encoder.compute_conv_feature_map_size(sizes) + self.decoder.compute_conv_feature_map_size(sizes)
-
-    @staticmethod
-    def initialize(module: nn.Module) -> None:
-        """Draws the parameters of `module` as PyTorch does, and as layers of the axes do; the paper has no other start.
-
-        nnU-Net applies this to every module, children before parents.
-        """
-        if isinstance(module, ResetsParameters):
-            module.reset_parameters()
+        encoder = MedNeXtEncoder(input_channels, *stages)
+        decoder = MedNeXtDecoder(*stages, num_classes, deep_supervision)
+        super().__init__(encoder, decoder, upsampling, segmentation_head)
 
 
 class MedNeXtBlock(nn.Module):
@@ -211,8 +176,8 @@ def _depthwise(channels: int, kernel_size: Sequence[int], stride: Sequence[int])
     return CONVOLUTIONS[len(stride)](channels, channels, kernel_size, stride, padding=padding, groups=channels)
 
 
-class MedNeXtEncoder(nn.Module):
-    """Stem and encoder stages; returns the features of every stage, highest resolution first."""
+class MedNeXtEncoder(StagedEncoder):
+    """A pointwise stem, and blocks that downsample between stages of blocks that do not."""
 
     def __init__(
         self,
@@ -223,36 +188,19 @@ class MedNeXtEncoder(nn.Module):
         n_blocks: Sequence[int],
         expansion: Sequence[int],
     ) -> None:
-        super().__init__()
-        self.strides = strides
-        self.output_channels = features
-        self.stem = CONVOLUTIONS[len(strides[0])](input_channels, features[0], 1, strides[0])
-        self.downsamplings = nn.ModuleList(
+        stem = CONVOLUTIONS[len(strides[0])](input_channels, features[0], 1, strides[0])
+        downsamplings = nn.ModuleList(
             _downsampling(features[stage - 1], features[stage], strides[stage], kernel_sizes[stage], expansion[stage])
             for stage in range(1, len(features))
         )
-        self.stages = nn.ModuleList(
+        stages = nn.ModuleList(
             _blocks(*of_stage) for of_stage in zip(features, kernel_sizes, n_blocks, expansion, strict=True)
         )
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps (B, input_channels, *S) to one (B, C, *s) per stage."""
-        x = self.stages[0](self.stem(x))
-        skips = [x]
-        for downsample, stage in zip(self.downsamplings, self.stages[1:], strict=True):
-            x = stage(downsample(x))
-            skips.append(x)
-        return skips
-
-    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
-        """See `MedNeXt.compute_conv_feature_map_size`; `sizes` are those of the stages."""
-        leading = [self.output_channels[0], *map(_feature_channels, self.downsamplings)]
-        channels = [first + _feature_channels(stage) for first, stage in zip(leading, self.stages, strict=True)]
-        return _feature_map_size(channels, sizes)
+        super().__init__(stem, downsamplings, stages, strides, features)
 
 
-class MedNeXtDecoder(nn.Module):
-    """Decoder stages, lowest resolution first, each with a segmentation head."""
+class MedNeXtDecoder(StagedDecoder):
+    """Blocks that upsample, and sums with the skip, between stages of blocks that do not."""
 
     def __init__(
         self,
@@ -264,10 +212,7 @@ class MedNeXtDecoder(nn.Module):
         num_classes: int,
         deep_supervision: bool,
     ) -> None:
-        super().__init__()
-        self.deep_supervision = deep_supervision
-        self.features = features[:-1]
-        self.num_classes = num_classes
+        super().__init__(features, num_classes, deep_supervision)
         convolution: Callable[..., Convolution] = CONVOLUTIONS[len(strides[0])]
         levels = range(len(features) - 2, -1, -1)
         self.transpconvs = nn.ModuleList(
@@ -282,34 +227,6 @@ class MedNeXtDecoder(nn.Module):
         # All heads exist whether used or not, so that weights load either way.
         self.seg_layers = nn.ModuleList(convolution(features[level], num_classes, 1) for level in levels)
 
-    def forward(self, skips: list[Tensor]) -> Tensor | list[Tensor]:
-        """Maps the encoder's features to logits, see `MedNeXt.forward`."""
-        x = skips[-1]
-        outputs = []
-        for i, skip in enumerate(reversed(skips[:-1])):
-            x = self.stages[i](self.transpconvs[i](x) + skip)
-            if self.deep_supervision or i == len(self.stages) - 1:
-                outputs.append(self.seg_layers[i](x))
-        return outputs[::-1] if self.deep_supervision else outputs[0]
-
-    def compute_conv_feature_map_size(self, sizes: Sequence[Sequence[int]]) -> np.int64:
-        """See `MedNeXt.compute_conv_feature_map_size`; `sizes` are those of the stages."""
-        # A plain upsampling and a plain head: what they are beyond that, the components say.
-        channels = [
-            features + _feature_channels(stage) + (self.num_classes if self.deep_supervision or level == 0 else 0)
-            for level, (features, stage) in enumerate(zip(self.features, reversed(self.stages), strict=True))
-        ]
-        return _feature_map_size(channels, sizes[:-1]) + components_feature_map_size(
-            self, sizes, self.features, self.num_classes
-        )
-
-
-def _feature_channels(part: nn.Module) -> int:
-    return sum(block.feature_channels() for block in part.modules() if isinstance(block, MedNeXtBlock))
-
-
-def _feature_map_size(channels: Sequence[int], sizes: Sequence[Sequence[int]]) -> np.int64:
-    total = np.int64(0)
-    for features, size in zip(channels, sizes, strict=True):
-        total += features * voxels(size, len(size))
-    return total
+    def joined(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
+        """See `StagedDecoder`."""
+        return x + skip
