@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "layers": {"ops"},
     "networks": {"ops", "layers"},
     "plans": CORE,
-    "trainers": CORE,
+    "trainers": CORE | {"integration"},
     "shim": {"trainers"},
     "integration": set(),
     "metrics": {"integration"},

@@ -4,6 +4,7 @@
 from nnunet_deconver.trainers.adapted import AdaptedTrainer
 from nnunet_deconver.trainers.base import ArchitectureTrainer
 from nnunet_deconver.trainers.deconver import DeconverTrainer
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 class nnUNetTrainerDTC(ArchitectureTrainer): ...
 class nnUNetTrainerDTC_rf1(ArchitectureTrainer): ...
@@ -644,3 +645,5 @@ class nnUNetTrainerDeconverDTCNeRDc_4000epochs(nnUNetTrainerDeconverDTCNeRDc): .
 class nnUNetTrainerDeconverDTCNeRDc_8000epochs(nnUNetTrainerDeconverDTCNeRDc): ...
 
 __all__: list[str]
+
+def __getattr__(name: str) -> type[nnUNetTrainer]: ...

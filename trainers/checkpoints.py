@@ -34,6 +34,14 @@ def _read(path: Path) -> dict:
     return checkpoint
 
 
+def best_ema(trainer: nnUNetTrainer) -> float | None:
+    """The best moving average of the Dice so far, as it is logged.
+
+    nnU-Net writes checkpoint_latest, and the best so far with it, before it looks whether the epoch was the best.
+    """
+    return max(trainer.logger.get_value("ema_fg_dice", step=None), default=None)
+
+
 class CheckpointTrainer(nnUNetTrainer):
     """nnU-Net's trainer with checkpoints from which a training can always go on.
 
@@ -117,8 +125,7 @@ class CheckpointTrainer(nnUNetTrainer):
                 # Not taken by itself: it may be hundreds of epochs older, and --val would measure another model.
                 raise InputError(f"{error}. Replace it by a whole copy, or remove it. {self._way_on()}") from error
         super().load_checkpoint(filename_or_checkpoint)
-        # nnU-Net writes checkpoint_latest before it looks whether the epoch was the best.
-        self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
+        self._best_ema = best_ema(self)
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(each).all()) for each in self.network.parameters()):

@@ -12,10 +12,10 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import remove_unfinished, written_whole
 from nnunet_deconver.integration.trainers import export_line
 
-# (folder in nnunetv2 that nnU-Net searches, file written there, module it re-exports)
+# (folder in nnunetv2 that nnU-Net searches, file written there, module it re-exports, what of it beside `__all__`)
 TARGETS = (
-    ("training/nnUNetTrainer", "nnunet_deconver_trainers.py", "nnunet_deconver.trainers"),
-    ("experiment_planning/experiment_planners", "nnunet_deconver_planners.py", "nnunet_deconver.plans"),
+    ("training/nnUNetTrainer", "nnunet_deconver_trainers.py", "nnunet_deconver.trainers", ["__getattr__"]),
+    ("experiment_planning/experiment_planners", "nnunet_deconver_planners.py", "nnunet_deconver.plans", []),
 )
 
 # The first line of every file written. Files that begin otherwise are somebody else's and never touched, so this line
@@ -25,7 +25,7 @@ MARKER = "# Written by `nnunet-deconver register`; remove it with `nnunet-deconv
 TEMPLATE = '''"""Lets nnU-Net find the classes of {module}."""
 
 try:
-    from {module} import *  # noqa: F403
+    {imports}
 except ModuleNotFoundError as error:
     # nnU-Net imports this file in any search for a class: once nnunet-deconver is uninstalled, it has to be empty
     # rather than fail. Whatever else is missing is an error to be seen.
@@ -45,8 +45,9 @@ def registration(root: Path) -> list[tuple[Path, str, str]]:
         another version of this package) or "foreign" (not written by this package).
     """
     files = []
-    for folder, name, module in TARGETS:
-        path, text = root / folder / name, MARKER + TEMPLATE.format(module=module)
+    for folder, name, module, further in TARGETS:
+        imports = "\n    ".join(f"from {module} import {names}  # noqa: F401, F403" for names in ["*", *further])
+        path, text = root / folder / name, MARKER + TEMPLATE.format(module=module, imports=imports)
         if not os.path.lexists(path):
             state = "missing"
         else:

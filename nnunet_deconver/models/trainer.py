@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 def find_trainer(name: str) -> "type[nnUNetTrainer]":
-    """A trainer of this package, registered or not, or any other that nnU-Net finds.
+    """A trainer of this package, registered or not, or any other that nnU-Net finds; with options in its name, or none.
 
     Raises:
         InputError: if there is none.
     """
     from nnunet_deconver import trainers
+    from nnunet_deconver.trainers.options import with_options
 
     if not name.isidentifier():
         raise ArgumentError("trainer", name, "must be the name of a class; see `nnunet-deconver list trainers`")
-    return getattr(trainers, name) if name in trainers.__all__ else search_trainer(name)
+    if name in trainers.__all__:
+        return getattr(trainers, name)
+    return with_options(name) or search_trainer(name)
 
 
 def build_trained(

@@ -224,10 +224,13 @@ class TestWrittenModule:
         module = ModuleType(MODULES[file])
         module.__all__ = ["Chosen"]
         module.Chosen = module.helper = object()
+        module.__getattr__ = lambda name: name
         monkeypatch.setitem(sys.modules, MODULES[file], module)
         namespace = run()
         assert namespace["Chosen"] is module.Chosen
         assert "helper" not in namespace
+        # Trainers with options in their names are made when they are asked for.
+        assert namespace.get("__getattr__") is (module.__getattr__ if file == TRAINERS else None)
 
     @pytest.mark.parametrize("missing", ["package", "module"])
     def test_is_empty_once_the_plugin_is_uninstalled(self, run, file, missing, monkeypatch):
