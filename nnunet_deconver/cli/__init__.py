@@ -20,6 +20,7 @@ from nnunet_deconver.cli import (
     register,
     splits,
     status,
+    study,
     summary,
     trainer_path,
     upgrade_checkpoint,
@@ -39,6 +40,7 @@ SUBCOMMANDS = (
     compare,
     figures,
     export_submission,
+    study,
     demo,
 )
 

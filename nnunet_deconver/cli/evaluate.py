@@ -42,6 +42,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "`compare` and `figures`",
     )
     parser.add_argument(
+        "--folds", type=int, nargs="+", metavar="N", help="of the cross-validation of --model; default: all there are"
+    )
+    parser.add_argument(
         "--dataset-json",
         type=Path,
         metavar="FILE",
@@ -125,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("out", args.out, "is a file; name a folder")
     if args.model is None and (args.references is None or args.predictions is None):
         raise InputError("name two folders, GT and PRED, or a trained model: --model FOLDER")
+    if args.folds is not None and (args.model is None or args.predictions is not None):
+        raise InputError("--folds goes with --model, without PRED")
     options = {"dataset_json": args.dataset_json, "chill": args.chill, "processes": args.processes}
     chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     chosen |= {"tolerances": tuple(args.tolerance)} if args.tolerance is not None else {}
@@ -132,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     options["settings"] = like(args.like, **chosen) if args.like else Settings(**chosen)
     try:
         if args.model is not None and args.predictions is None:
-            summary = evaluate_model(args.model, args.out, references=args.references, **options)
+            summary = evaluate_model(args.model, args.out, references=args.references, folds=args.folds, **options)
         else:
             model = check_model(args.model) if args.model else None
             summary = evaluate(args.references, args.predictions, args.out, model=model, **options)

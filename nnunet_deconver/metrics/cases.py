@@ -179,7 +179,9 @@ def _files(folder: Path, ending: str) -> dict[str, Path]:
     return {path.name.removesuffix(ending): path for path in sorted(folder.iterdir()) if path.name.endswith(ending)}
 
 
-def pair_folds(model: Path, references: Path, ending: str, splits: Path | None) -> tuple[list[CaseFiles], dict, dict]:
+def pair_folds(
+    model: Path, references: Path, ending: str, splits: Path | None, folds: Sequence[int] | None = None
+) -> tuple[list[CaseFiles], dict, dict]:
     """Pairs the validation predictions of a model's folds with their references.
 
     Only folds 0, 1, ... count: what `fold_all` segments after training, it was trained on.
@@ -189,28 +191,37 @@ def pair_folds(model: Path, references: Path, ending: str, splits: Path | None) 
         references: folder.
         ending: of the files.
         splits: nnU-Net's splits_final.json, which says what each fold should have segmented; None if there is none.
+        folds: numbers; None for all that are there.
 
     Returns:
         As `pair_folders`.
 
     Raises:
-        EvaluationError: if no fold has predictions.
+        EvaluationError: if no fold has predictions, or one that is asked for.
     """
-    folds = sorted(
+    there = sorted(
         (path.parent for path in model.glob("fold_*/validation") if path.parent.name.removeprefix("fold_").isdigit()),
         key=lambda fold: int(fold.name.removeprefix("fold_")),
     )
-    if not folds:
+    if not there:
         hint = "; fold_all does not count, it was trained on all cases" if (model / "fold_all").is_dir() else ""
         raise EvaluationError(
             f"{model}: no fold_*/validation with predictions{hint}; nnUNetv2_train writes them at its end, "
             "and after an interruption with --val"
         )
+    lacking = [fold for fold in folds or () if model / f"fold_{fold}" not in there]
+    if lacking:
+        raise EvaluationError(
+            f"folds {', '.join(map(str, lacking))}: {model} has no predictions of them; it has those of "
+            f"{', '.join(fold.name for fold in there)}"
+        )
     expected = list_cases(references, ending)
     split = read_json(splits, expected=list) if splits else []
     pairs, missing, extra = {}, {}, {}
-    for fold in folds:
+    for fold in there:
         number = int(fold.name.removeprefix("fold_"))
+        if folds is not None and number not in folds:
+            continue
         folder = fold / "validation"
         found = _files(folder, ending)
         for name, path in found.items():

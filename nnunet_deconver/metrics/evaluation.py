@@ -86,6 +86,7 @@ def evaluate_model(
     out: Path,
     *,
     references: Path | None = None,
+    folds: Sequence[int] | None = None,
     settings: Settings = DEFAULT_SETTINGS,
     dataset_json: Path | None = None,
     chill: bool = False,
@@ -97,6 +98,7 @@ def evaluate_model(
         model: model folder of nnU-Net.
         out: see `evaluate`, as for the others.
         references: folder; None for gt_segmentations of the dataset in nnUNet_preprocessed.
+        folds: numbers; None for all that are there.
         settings: see there.
         dataset_json: nnU-Net's file; None for that of the model.
         chill: see there.
@@ -126,7 +128,7 @@ def evaluate_model(
             )
     dataset_json = dataset_json or find_dataset_json(references, model, model)
     dataset = read_dataset(dataset_json, _plans(model), references)
-    cases = pair_folds(model, references, dataset.file_ending, splits)
+    cases = pair_folds(model, references, dataset.file_ending, splits, folds)
     return _evaluate(*cases, dataset, settings, out, chill, processes, references, model, model, dataset_json)
 
 
