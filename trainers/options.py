@@ -6,10 +6,10 @@
 seed makes equal is said in `seeds`, and in docs/trainers.md.
 """
 
+import functools
 import re
 from typing import Any
 
-import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_deconver.errors import ArgumentError, InputError
@@ -31,16 +31,10 @@ class LengthTrainer(nnUNetTrainer):
     # nnU-Net's names of what is set, and values.
     named_length: dict[str, int]
 
-    # nnU-Net reads the parameters' names off the signature and looks them up in its own: they have to be these.
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    # nnU-Net reads the parameters' names off the signature and looks them up in its own: it has to be nnU-Net's.
+    @functools.wraps(nnUNetTrainer.__init__)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         # After the trainer's own constructor, which may set its length; schedules are made later.
         for name, value in self.named_length.items():
             setattr(self, name, value)

@@ -6,10 +6,12 @@ What the main process draws, as dropout does, depends on the seed, the rank and 
 """
 
 import copy
+import functools
 import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,7 +26,7 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.trainers.checkpoints import best_ema
 
 # Streams: each has random numbers of its own for a seed.
-NETWORK, LOADERS, EPOCH, TRAINING, VALIDATION = range(5)
+CONSTRUCTOR, NETWORK, LOADERS, EPOCH, TRAINING, VALIDATION = range(6)
 
 
 def seed_cpu(seed: int, stream: int, *numbers: int) -> int:
@@ -120,6 +122,12 @@ class SeededTrainer(nnUNetTrainer):
     """Makes any trainer draw what its seed says; comes before it among the bases of a class."""
 
     named_seed: int
+
+    # See `LengthTrainer`. A trainer may draw in its constructor.
+    @functools.wraps(nnUNetTrainer.__init__)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._seed(CONSTRUCTOR)
+        super().__init__(*arguments, **named)
 
     def initialize(self) -> None:
         """Makes the network of the seed."""
