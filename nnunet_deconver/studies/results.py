@@ -135,7 +135,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelComparison:
     """A metric of a model beside the reference's.
 
     Attributes:
@@ -146,6 +146,7 @@ class Comparison:
         reference: the other's name.
         reference_equal: of the reference's trainings; "iterations" where it has none of equal time, which it defines.
         metric: name.
+        unit: of the metric, "" for a ratio.
         of: class, or the mean over classes.
         better: 1 where more is better, -1 where less is, 0 where neither can be said.
         found: the difference and how sure it is.
@@ -160,6 +161,7 @@ class Comparison:
     reference: str
     reference_equal: str
     metric: str
+    unit: str
     of: str
     better: int
     found: TrainingsDifference
@@ -204,7 +206,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelSummary:
     """A model's results on a dataset, in one line.
 
     Attributes:
@@ -217,6 +219,7 @@ class Model:
         cases: that all seeds have.
         means: metric to its mean over cases and seeds, of the mean over classes.
         seeds_stds: metric to the standard deviation (n - 1) between the means of seeds.
+        units: metric to its unit.
         training: what it took.
         cost: of the network, where it is known.
     """
@@ -230,6 +233,7 @@ class Model:
     cases: int
     means: Mapping[str, float]
     seeds_stds: Mapping[str, float]
+    units: Mapping[str, str]
     training: Training
     cost: ModelCost | None
 
@@ -302,7 +306,9 @@ def find_reference(group: Group, groups: Sequence[Group], reference: str) -> Gro
     return found.get(group.equal) or found.get(ITERATIONS)
 
 
-def compare_groups(groups: Sequence[Group], reference: str, metrics: Mapping[str, Sequence[str]]) -> list[Comparison]:
+def compare_groups(
+    groups: Sequence[Group], reference: str, metrics: Mapping[str, Sequence[str]]
+) -> list[ModelComparison]:
     """Compares every model with the reference: metric by metric, in the mean over classes first, then class by class.
 
     Args:
@@ -329,7 +335,7 @@ def compare_groups(groups: Sequence[Group], reference: str, metrics: Mapping[str
             values, reference_values = group.values(metric, cases), other.values(metric, cases)
             for of in sorted(values, key=lambda of: of != MEAN):
                 rows.append(
-                    Comparison(
+                    ModelComparison(
                         group.dataset,
                         group.on,
                         group.equal,
@@ -337,6 +343,7 @@ def compare_groups(groups: Sequence[Group], reference: str, metrics: Mapping[str
                         reference,
                         other.equal,
                         metric,
+                        group.definitions[metric]["unit"],
                         of,
                         _better(metric, other.evaluations[0], np.stack([*values[of], *reference_values[of]])),
                         compare_trainings(values[of], reference_values[of], folds),
@@ -377,7 +384,7 @@ def _by_seed(group: Group, values: np.ndarray, other: Group, reference: np.ndarr
 
 def describe_groups(
     groups: Sequence[Group], metrics: Mapping[str, Sequence[str]], costs: Mapping[tuple[str, str], ModelCost]
-) -> list[Model]:
+) -> list[ModelSummary]:
     """Each model in one line: its means and what it cost.
 
     Args:
@@ -396,7 +403,7 @@ def describe_groups(
             means[metric] = float(by_seed.mean())
             stds[metric] = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else math.nan
         rows.append(
-            Model(
+            ModelSummary(
                 group.dataset,
                 group.on,
                 group.equal,
@@ -406,6 +413,7 @@ def describe_groups(
                 len(group.cases),
                 means,
                 stds,
+                {metric: group.definitions[metric]["unit"] for metric in means},
                 _training(list(group.curves.values())),
                 costs.get((group.dataset, group.model)),
             )
@@ -427,7 +435,7 @@ def _training(curves: Sequence[Curves]) -> Training:
     )
 
 
-def find_limits(groups: Sequence[Group], rows: Sequence[Comparison], reference: str) -> list[str]:
+def find_limits(groups: Sequence[Group], rows: Sequence[ModelComparison], reference: str) -> list[str]:
     """What a reader must know before believing the comparisons: what is not compared, and what intervals leave out."""
     limits = []
     for dataset, on in dict.fromkeys((group.dataset, group.on) for group in groups):
@@ -453,7 +461,12 @@ def find_limits(groups: Sequence[Group], rows: Sequence[Comparison], reference: 
                     f"{name}: {' and '.join(lacking)} {'have' if lacking[1:] else 'has'} one seed. The interval covers "
                     f"cases, not what another training of {'them' if lacking[1:] else 'it'} would change."
                 )
-    undefined = {(row.dataset, row.on, row.metric, row.of): row.found.undefined for row in rows if row.found.undefined}
-    for (dataset, on, metric, of), count in undefined.items():
-        limits.append(f"{dataset}, {on}: {metric} of {of} leaves out cases where a value is undefined, up to {count}.")
+    undefined = {}
+    for row in rows:
+        undefined.setdefault((row.dataset, row.on, row.metric, row.of), []).append(row.found.undefined)
+    for (dataset, on, metric, of), counts in undefined.items():
+        if not any(counts):
+            continue
+        count = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+        limits.append(f"{dataset}, {on}: {metric}, {of}: {count} cases are left out, in which a value is undefined.")
     return limits
