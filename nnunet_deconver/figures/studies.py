@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nnunet_deconver.figures.plots import COLORS, COLUMN, MARKERS, new_figure, save, styled
 
 if TYPE_CHECKING:
@@ -49,7 +47,9 @@ def draw_differences(
         The files written.
     """
     models = list(dict.fromkeys(model for of_class in estimates.values() for model in of_class))
-    kinds = _kinds(estimates)
+    kinds = list(
+        dict.fromkeys(kind for of_class in estimates.values() for by_kind in of_class.values() for kind in by_kind)
+    )
     columns = min(len(estimates), PANELS_IN_A_ROW)
     rows = -(-len(estimates) // columns)
     height = 0.25 + 0.17 * len(models) * len(kinds)
@@ -68,20 +68,18 @@ def draw_differences(
         panel.set_yticks(range(len(models)), [plain(model) for model in models])
         panel.set_title(plain(name), loc="left", pad=2)
         panel.grid(axis="x", linewidth=0.4, alpha=0.5)
-        panel.locator_params(axis="x", nbins=4)
-    figure.supxlabel(label, fontsize=8)
-    figure.legend(handles=_handles(kinds), loc="outside lower center", ncols=len(kinds), frameon=False)
+        panel.locator_params(axis="x", nbins=5)
+    # One label for the axes of all panels, which the legend has below them.
+    figure.legend(handles=_handles(kinds), loc="outside lower center", ncols=len(kinds), frameon=False, title=label)
     return save(figure, path)
 
 
 @styled
-def draw_hours(
-    estimates: Mapping[str, Mapping[str, Estimate]], reference: tuple[str, float], label: str, path: Path
-) -> list[Path]:
+def draw_hours(estimates: Mapping[str, Estimate], reference: tuple[str, float], label: str, path: Path) -> list[Path]:
     """Draws differences to the reference against hours of training.
 
     Args:
-        estimates: model to kind of training to the difference; those without hours are left out.
+        estimates: by model; those without hours are left out.
         reference: its name and hours.
         label: of the vertical axis.
         path: without ending.
@@ -89,37 +87,25 @@ def draw_hours(
     Returns:
         The files written.
     """
-    from matplotlib.lines import Line2D
-
-    figure = new_figure(COLUMN, 2.3 + 0.16 * (len(estimates) + 1))
+    figure = new_figure(COLUMN, 2.3 + 0.08 * (len(estimates) + 1))
     panel = figure.subplots()
-    kinds = _kinds({"": estimates})
     panel.axhline(0, color="black", linewidth=0.8, zorder=1)
-    panel.plot(reference[1], 0, linestyle="", zorder=3, **_style(0, 0))
-    handles = [Line2D([], [], linestyle="", **_style(0, 0), label=plain(reference[0]))]
-    for row, (model, by_kind) in enumerate(estimates.items(), start=1):
-        for kind, each in by_kind.items():
-            if not np.isnan(each.hours):
-                _draw_interval(panel, each, each.hours, _style(row, kinds.index(kind)), upright=True)
-        handles.append(Line2D([], [], linestyle="", **_style(row, 0), label=plain(model)))
-    panel.set_xlim(left=0)  # half the distance is half the time
-    panel.margins(x=0.1)
+    panel.plot([reference[1]], [0], linestyle="", zorder=3, **_style(0, 0), label=plain(reference[0]))
+    for index, (model, each) in enumerate(estimates.items(), start=1):
+        if not math.isnan(each.hours):
+            _draw_interval(panel, each, each.hours, _style(index, 0), upright=True, label=plain(model))
+    hours = [reference[1], *(each.hours for each in estimates.values() if not math.isnan(each.hours))]
+    panel.set_xlim(0, 1.1 * max(hours))  # from zero: half the distance is half the time
     panel.set_xlabel("hours of a training")
     panel.set_ylabel(label)
     panel.grid(linewidth=0.4, alpha=0.5)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-    if len(kinds) > 1:
-        panel.legend(handles=_handles(kinds), frameon=False, loc="best")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return save(figure, path)
 
 
 def plain(text: str) -> str:
     """A name as matplotlib prints it unchanged: no dollar opens a formula."""
     return text.replace("$", r"\$")
-
-
-def _kinds(estimates: Mapping[str, Mapping[str, Mapping[str, Estimate]]]) -> list[str]:
-    return list(dict.fromkeys(kind for of_class in estimates.values() for each in of_class.values() for kind in each))
 
 
 def _style(index: int, place: int) -> dict[str, Any]:
@@ -134,11 +120,17 @@ def _style(index: int, place: int) -> dict[str, Any]:
 
 
 def _draw_interval(
-    panel: "Axes", each: Estimate, position: float, style: dict[str, Any], upright: bool = False
+    panel: "Axes",
+    each: Estimate,
+    position: float,
+    style: dict[str, Any],
+    upright: bool = False,
+    label: str | None = None,
 ) -> None:
     across, ends, point = [position, position], [each.low, each.high], [position, each.difference]
     panel.plot(*((across, ends) if upright else (ends, across)), color=style["color"], linewidth=1.1, zorder=2)
-    panel.plot(*([number] for number in (point if upright else point[::-1])), linestyle="", zorder=3, **style)
+    point = [[number] for number in (point if upright else point[::-1])]
+    panel.plot(*point, linestyle="", zorder=3, label=label, **style)
 
 
 def _handles(kinds: list[str]) -> "list[Line2D]":

@@ -8,6 +8,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 SEED = 0
+SMALLEST_P = 2 / (1 + RESAMPLES)  # that resampling can give
 BLOCK = 500  # resamples at a time, so that thousands of cases do not fill the memory
 
 
@@ -129,7 +130,7 @@ def compare_trainings(
     defined = ~np.isnan(np.concatenate([values, reference])).any(axis=0)
     models, folds = [values[:, defined], reference[:, defined]], folds[defined]
     cases = int(defined.sum())
-    counts = cases, len(defined) - cases, len(np.unique(folds)), len(values), len(reference)
+    counts = cases, values.shape[1] - cases, len(np.unique(folds)), len(values), len(reference)
     if not cases:
         return TrainingsDifference(*counts)
     by_seed = [model.mean(axis=1) for model in models]
@@ -175,10 +176,10 @@ def _redraw_trainings(values: np.ndarray, folds: np.ndarray, resamples: int, gen
 
 
 def _add(parts: Sequence[_Part], generator: np.random.Generator) -> np.ndarray:
-    total = sum(deviations for deviations, _, _ in parts)
+    total = np.sum([deviations for deviations, _, _ in parts], axis=0)
     variance = sum(variance for _, variance, _ in parts)
     if not variance:
-        return np.asarray(total)
+        return total
     freedom = variance**2 / sum(variance**2 / freedom for _, variance, freedom in parts)
     return total * np.sqrt(freedom / generator.chisquare(freedom, len(total)))
 

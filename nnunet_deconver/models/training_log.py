@@ -96,14 +96,13 @@ def _read_checkpoint(path: Path) -> Curves | None:
     logging = checkpoint.get("logging") if isinstance(checkpoint, dict) else None
     if not isinstance(logging, dict):
         return None
-    columns = [
-        np.asarray(logging.get(name, []), float).ravel() for name in ("train_losses", "val_losses", "mean_fg_dice")
-    ]
-    epochs = min(len(column) for column in columns)
+    train_loss, val_loss, dice, starts, ends = (
+        np.asarray(logging.get(name, []), float).ravel()
+        for name in ("train_losses", "val_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
+    )
+    epochs = min(len(train_loss), len(val_loss), len(dice))
     if not epochs:
         return None
-    starts, ends = (
-        np.asarray(logging.get(f"epoch_{name}_timestamps", []), float).ravel()[:epochs] for name in ("start", "end")
-    )
-    seconds = ends - starts if len(starts) == len(ends) == epochs else np.full(epochs, np.nan)
-    return Curves(*(column[:epochs] for column in columns), seconds)
+    seconds, timed = np.full(epochs, np.nan), min(epochs, len(starts), len(ends))
+    seconds[:timed] = ends[:timed] - starts[:timed]
+    return Curves(train_loss[:epochs], val_loss[:epochs], dice[:epochs], seconds)

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 import nnunet_deconver
-from nnunet_deconver.metrics.statistics import RESAMPLES, SEED
+from nnunet_deconver.metrics.statistics import RESAMPLES, SEED, SMALLEST_P
 from nnunet_deconver.studies.results import CROSS_VALIDATION, LEVEL, ModelComparison, ModelSummary
 
 STYLE = """
@@ -42,7 +42,7 @@ training, the ensemble of its folds. Of n cases n - 1 are drawn, of S seeds S - 
 Deviations are spread as Student's distribution is, since few seeds tell little. What differs between trainings from
 case to case counts twice, so intervals are rather too wide. With one seed the interval covers cases alone: another
 training may differ by more.</p>
-<p>p is two-sided and of the same resamples, at least {2 / (RESAMPLES + 1):.1g}, and corrected after Holm for all
+<p>p is two-sided and of the same resamples, at least {SMALLEST_P:.1g}, and corrected after Holm for all
 comparisons of its metric on this page. &quot;Better&quot; and &quot;worse&quot; ask for a corrected p below {LEVEL}.
 &quot;No difference shown&quot; does not say that there is none: the interval says which differences are still
 possible.</p>

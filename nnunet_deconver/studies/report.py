@@ -11,12 +11,11 @@ from nnunet_deconver.figures.comparison import axis_label
 from nnunet_deconver.figures.plots import draw_training
 from nnunet_deconver.figures.studies import Estimate, draw_differences, draw_hours, plain
 from nnunet_deconver.files import written_whole
-from nnunet_deconver.metrics.comparison import file_name
+from nnunet_deconver.metrics.comparison import MEAN, file_name
 from nnunet_deconver.studies.page import Picture, difference_text, p_text, render_page, significant, times_text
 from nnunet_deconver.studies.results import (
     CROSS_VALIDATION,
     ITERATIONS,
-    TIME,
     Group,
     ModelComparison,
     ModelCost,
@@ -133,21 +132,27 @@ def headlines(comparisons: Sequence[ModelComparison]) -> list[ModelComparison]:
 
 
 def _answer(model: str, rows: Sequence[ModelComparison], report: Report) -> list[str]:
-    verdicts = {}
+    of = MEAN if any(row.of == MEAN for row in rows) else rows[0].of
+    verdicts, by_place = {}, {}
     for row in rows:
-        verdicts.setdefault(_verdict(row), []).append(_where(row))
-    about = " and ".join(dict.fromkeys(f"{row.metric} ({row.of})" for row in rows))
-    differences = [
-        f"{_where(row)} {difference_text(row)}{f' {row.unit}' if row.unit else ''}, p {p_text(row.p_holm)}"
+        verdicts.setdefault(_verdict(row), {}).setdefault(_place(row), []).append(f"equal {row.equal}")
+        by_place.setdefault(_place(row), []).append(row)
+    found = "; ".join(
+        f"{verdict} on {' and '.join(f'{place} ({_listed(kinds)})' for place, kinds in places.items())}"
+        for verdict, places in verdicts.items()
+    )
+    differences = "; ".join(
+        f"{_place(row)}, equal {row.equal}: {difference_text(row)}{f' {row.unit}' if row.unit else ''}, p "
+        f"{p_text(row.p_holm)}"
         for row in rows
         if row.found.cases
-    ]
+    )
+    limits = "; ".join(f"{place}: {_cost_and_limits(here, report)}" for place, here in by_place.items())
+    metrics = _listed(list(dict.fromkeys(row.metric for row in rows)))
     return [
-        f"{model} beside {report.reference}, in {about}: "
-        + "; ".join(f"{verdict} on {_listed(places)}" for verdict, places in verdicts.items())
-        + ".",
-        f"Difference, 95 % interval and corrected p: {'; '.join(differences) or 'none is defined'}.",
-        f"Cost and limits: {'; '.join(_cost_and_limits(row, report) for row in rows)}. {_covers(rows)}",
+        f"{model} beside {report.reference}, {metrics} ({of}): {found}.",
+        f"Difference, 95 % interval and corrected p: {differences or 'none is defined'}.",
+        f"Cost (times that of {report.reference}) and limits: {limits}. {_covers(rows)}",
     ]
 
 
@@ -158,51 +163,68 @@ def _verdict(row: ModelComparison) -> str:
     return row.verdict if row.covers_trainings or not row.found.cases else f"{row.verdict} with this one seed"
 
 
-def _where(row: ModelComparison | ModelSummary) -> str:
-    return f"{row.dataset}{'' if row.on == CROSS_VALIDATION else ' (test cases)'} at equal {row.equal}"
+def _place(row: ModelComparison) -> str:
+    return row.dataset if row.on == CROSS_VALIDATION else f"{row.dataset} ({row.on} cases)"
 
 
-def _listed(places: Sequence[str]) -> str:
-    return " and ".join([", ".join(places[:-1]), places[-1]] if len(places) > 1 else places)
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
-def _cost_and_limits(row: ModelComparison, report: Report) -> str:
-    model, reference = (
-        next(each for each in report.models if (each.dataset, each.on, each.equal, each.model) == (*where, name))
-        for name, where in (
-            (row.model, (row.dataset, row.on, row.equal)),
-            (row.reference, (row.dataset, row.on, row.reference_equal)),
-        )
-    )
+def _cost_and_limits(rows: Sequence[ModelComparison], report: Report) -> str:
+    """What a model cost on a dataset beside the reference, and what the comparisons rest on."""
+    summaries = {(each.dataset, each.on, each.equal, each.model): each for each in report.models}
     parts = []
-    if model.cost:
-        known = reference.cost
-        parts += [
-            f"{significant(model.cost.parameters / 1e6)} M parameters"
-            + times_text(model.cost.parameters, known and known.parameters),
-            f"{significant(model.cost.flops_per_voxel / 1e3)} kFLOPs per voxel"
-            + times_text(model.cost.flops_per_voxel, known and known.flops_per_voxel),
-        ]
-    if not math.isnan(model.training.hours):
-        hours = model.training.hours
-        parts.append(f"{significant(hours)} hours a training{times_text(hours, reference.training.hours)}")
-    seeds = f"{row.found.seeds} seed{'s' * (row.found.seeds > 1)}"
+    for row in rows:
+        model = summaries[row.dataset, row.on, row.equal, row.model]
+        reference = summaries[row.dataset, row.on, row.reference_equal, row.reference]
+        if row is rows[0]:
+            parts += _network_cost(model, reference)
+        parts.append(f"at equal {row.equal} {', '.join([*_training_cost(model, reference), *_limits(row, model)])}")
+    return "; ".join(parts)
+
+
+def _network_cost(model: ModelSummary, reference: ModelSummary) -> list[str]:
+    if model.cost is None:
+        return []
+    known = reference.cost
+    parameters = times_text(model.cost.parameters, known and known.parameters)
+    flops = times_text(model.cost.flops_per_voxel, known and known.flops_per_voxel)
+    return [
+        f"{significant(model.cost.parameters / 1e6)} M parameters{parameters}, "
+        f"{significant(model.cost.flops_per_voxel / 1e3)} kFLOPs per voxel{flops}"
+    ]
+
+
+def _training_cost(model: ModelSummary, reference: ModelSummary) -> list[str]:
+    parts, training = [], model.training
+    if not math.isnan(training.hours):
+        parts.append(
+            f"{significant(training.hours)} hours a training{times_text(training.hours, reference.training.hours)}"
+        )
+    if training.trainings:
+        iterations = f"{training.epochs * model.cost.iterations_per_epoch:.0f} iterations in " if model.cost else ""
+        parts.append(f"{iterations}{training.epochs:.4g} epochs")
+    return parts
+
+
+def _limits(row: ModelComparison, model: ModelSummary) -> list[str]:
+    seeds = _count(row.found.seeds, "seed")
     if row.found.seeds != row.found.seeds_reference:
         seeds += f" ({row.reference}: {row.found.seeds_reference})"
-    parts.append(f"{seeds}, {model.folds} fold{'s' * (model.folds != 1)}, {row.found.cases} cases")
-    if model.training.trainings:
-        epochs = model.training.epochs
-        iterations = f"{epochs * model.cost.iterations_per_epoch:.0f} iterations in " if model.cost else ""
-        parts.append(f"{iterations}{epochs:.4g} epochs")
-    return f"{_where(row)} {', '.join(parts)}"
+    return [seeds, _count(model.folds, "fold"), _count(row.found.cases, "case")]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _covers(rows: Sequence[ModelComparison]) -> str:
     if all(row.covers_trainings for row in rows):
-        return "The intervals cover other cases and other trainings like these."
+        return "Intervals cover other cases and other trainings like these."
     if any(row.covers_trainings for row in rows):
-        return "The intervals cover other cases, and other trainings only where both models have several seeds."
-    return "The intervals cover other cases, not other trainings: that takes several seeds."
+        return "Intervals cover other cases, and other trainings only where both models have several seeds."
+    return "Intervals cover other cases, not other trainings: that takes several seeds."
 
 
 def _draw(
@@ -238,18 +260,18 @@ def _draw(
                 )
             )
             first = next(iter(estimates))
-            known = summaries.get((reference, ITERATIONS)) or summaries.get((reference, TIME))
-            if metric == rows[0].metric and known and not math.isnan(known.training.hours):
-                pictures.append(
-                    Picture(
-                        dataset,
-                        on,
-                        f"{metric}, {first}: difference to {reference} against the hours of a training",
-                        draw_hours(
-                            estimates[first], (reference, known.training.hours), label, out / f"hours_{name}_{metric}"
-                        ),
-                    )
-                )
+            # At equal time, all take the reference's hours.
+            by_hours = {
+                model: kinds[f"equal {ITERATIONS}"]
+                for model, kinds in estimates[first].items()
+                if f"equal {ITERATIONS}" in kinds
+            }
+            own = summaries.get((reference, ITERATIONS))
+            if metric == rows[0].metric and by_hours and own and not math.isnan(own.training.hours):
+                caption = f"{metric}, {first}: differences to {reference} at equal iterations, and hours of a training"
+                hours = own.training.hours
+                paths = draw_hours(by_hours, (reference, hours), label, out / f"hours_{name}_{metric}")
+                pictures.append(Picture(dataset, on, caption, paths))
         pictures += _draw_curves(here, reference, name, out)
     return pictures
 

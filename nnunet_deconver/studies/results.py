@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from nnunet_deconver.metrics.comparison import (
     holm,
     read_evaluation,
 )
-from nnunet_deconver.metrics.definitions import Metric, Settings
+from nnunet_deconver.metrics.definitions import Settings
 from nnunet_deconver.metrics.measurements import metrics as measured_metrics
-from nnunet_deconver.metrics.statistics import TrainingsDifference, compare_trainings
+from nnunet_deconver.metrics.statistics import SMALLEST_P, TrainingsDifference, compare_trainings
 from nnunet_deconver.models.training_log import Curves, read_curves
 
 ITERATIONS, TIME = "iterations", "time"
@@ -360,12 +361,15 @@ def compare_groups(
 def _better(metric: str, evaluation: Evaluation, values: np.ndarray) -> int:
     """Which direction is better: where the ideal is an end of all values, towards it. Signed volumes have none."""
     known = {field.name for field in fields(Settings)}
-    settings = {
+    settings: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in evaluation.summary["settings"].items()
         if name in known
     }
-    definition: Metric | None = measured_metrics(Settings(**settings)).get(metric)
+    try:
+        definition = measured_metrics(Settings(**settings)).get(metric)
+    except (TypeError, ValueError):  # of a version with other settings
+        return 0
     if definition is None or definition.ideal is None or np.isnan(values).all():
         return 0
     return int(np.nanmax(values) <= definition.ideal) - int(np.nanmin(values) >= definition.ideal)
@@ -461,6 +465,12 @@ def find_limits(groups: Sequence[Group], rows: Sequence[ModelComparison], refere
                     f"{name}: {' and '.join(lacking)} {'have' if lacking[1:] else 'has'} one seed. The interval covers "
                     f"cases, not what another training of {'them' if lacking[1:] else 'it'} would change."
                 )
+    for metric in dict.fromkeys(row.metric for row in rows):
+        count = sum(row.metric == metric for row in rows)
+        if count * SMALLEST_P >= LEVEL:
+            limits.append(
+                f"{metric}: corrected for {count} comparisons, no p can fall below {LEVEL}; compare less in one report."
+            )
     undefined = {}
     for row in rows:
         undefined.setdefault((row.dataset, row.on, row.metric, row.of), []).append(row.found.undefined)
