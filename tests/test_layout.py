@@ -22,13 +22,14 @@ MAY_IMPORT = {
     "plans": CORE,
     "trainers": CORE | {"integration"},
     "shim": {"trainers"},
+    "studies": CORE | {"plans", "trainers", "integration", "metrics", "models", "figures", "shim"},
     "integration": set(),
     "metrics": {"integration"},
     "models": CORE | {"plans", "trainers", "integration"},
     "figures": CORE | {"plans", "integration", "metrics", "models"},
     "submission": CORE | {"shim", "trainers", "integration", "models"},
     "demo": CORE | {"shim", "trainers", "integration", "models", "figures"},
-    "cli": CORE | {"plans", "trainers", "integration", "metrics", "models", "figures", "submission", "demo"},
+    "cli": CORE | {"plans", "trainers", "integration", "metrics", "models", "figures", "submission", "studies", "demo"},
 }
 
 

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 # Okabe and Ito's colors, which color-blind readers tell apart; without black and yellow.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES = ("-", "--", ":")  # for more models than colors
 COLUMN = 3.5  # inches
 MOST_IN_A_COLUMN = 4  # panels below each other; more stand in two columns of a page
 MOST_ON_A_LINEAR_AXIS = 20
@@ -74,7 +75,7 @@ def draw_cases(values: Mapping[str, Mapping[str, np.ndarray]], label: str, path:
     models = list(next(iter(values.values())))
     columns = 1 if len(values) <= MOST_IN_A_COLUMN else 2
     rows = -(-len(values) // columns)
-    figure = _figure(COLUMN * columns, 0.45 + 0.16 * len(models) + rows * (0.35 + 0.22 * len(models)))
+    figure = new_figure(COLUMN * columns, 0.45 + 0.16 * len(models) + rows * (0.35 + 0.22 * len(models)))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
     for panel in panels.flat[len(values) :]:
         panel.set_visible(False)
@@ -125,7 +126,7 @@ def draw_cost(
     Returns:
         The files written.
     """
-    figure = _figure(COLUMN, 2.1 + 0.16 * len(quality))
+    figure = new_figure(COLUMN, 2.1 + 0.16 * len(quality))
     panels = figure.subplots(1, len(costs), squeeze=False, sharey=True)[0]
     for panel, (kind, numbers) in zip(panels, costs.items(), strict=True):
         for index, (model, (mean, low, high)) in enumerate(quality.items()):
@@ -171,11 +172,11 @@ def draw_training(runs: Mapping[str, Sequence[Curves]], path: Path) -> list[Path
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(COLUMN, 4.2 + 0.16 * len(runs))
+    figure = new_figure(COLUMN, 4.2 + 0.16 * len(runs))
     panels = figure.subplots(3, 1, sharex=True)
     texts = ("training loss", "validation loss\n(patches)", "pseudo Dice\n(patches)")
     for index, (model, folds) in enumerate(runs.items()):
-        color = COLORS[index % len(COLORS)]
+        color, line = COLORS[index % len(COLORS)], LINES[index // len(COLORS) % len(LINES)]
         shared = min(len(fold.train_loss) for fold in folds)
         window = max(1, shared // 50)
         for panel, field in zip(panels, ("train_loss", "val_loss", "dice"), strict=True):
@@ -186,7 +187,7 @@ def draw_training(runs: Mapping[str, Sequence[Curves]], path: Path) -> list[Path
             mean = np.mean([curve[:shared] for curve in curves], axis=0)
             smooth = np.convolve(mean, np.full(window, 1 / window), mode="valid")
             epochs = np.arange(len(smooth)) + 1 + (window - 1) / 2
-            panel.plot(epochs, smooth, color=color, linewidth=1.3, label=model)
+            panel.plot(epochs, smooth, line, color=color, linewidth=1.3, label=model)
     for panel, text in zip(panels, texts, strict=True):
         panel.set_ylabel(text)
         panel.grid(linewidth=0.4, alpha=0.5)
@@ -248,7 +249,8 @@ def _draw_box(panel: "Axes", values: np.ndarray, row: int) -> None:
         panel.plot([end, end], [row - 0.12, row + 0.12], **style)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure of a size in inches, whose parts make room for each other."""
     # Not pyplot: its windows and its global state are of no use here.
     from matplotlib.figure import Figure
 

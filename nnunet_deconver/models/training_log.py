@@ -1,4 +1,4 @@
-"""What nnU-Net noted while it trained: losses and validation Dice, epoch by epoch."""
+"""What nnU-Net noted while it trained: losses, validation Dice and seconds, epoch by epoch."""
 
 import re
 from dataclasses import dataclass
@@ -17,11 +17,13 @@ class Curves:
         train_loss: (epochs,), NaN where unknown.
         val_loss: (epochs,), on patches of the validation cases.
         dice: (epochs,), nnU-Net's pseudo Dice on these patches, mean over classes.
+        seconds: (epochs,), that an epoch took, its validation included; NaN where unknown.
     """
 
     train_loss: np.ndarray
     val_loss: np.ndarray
     dice: np.ndarray
+    seconds: np.ndarray
 
 
 def read_curves(fold: Path) -> Curves | None:
@@ -65,11 +67,12 @@ def parse_logs(texts: list[str]) -> Curves | None:
             dice = re.search(r"Pseudo dice \[(.*?)\]", part)
             # Newer versions of numpy print np.float32(0.5).
             numbers = re.findall(r"(?<![\w.])(?:nan|\d+(?:\.\d*)?(?:e-?\d+)?)", dice[1]) if dice else []
-            epochs[number] = (*losses, _mean([float(value) for value in numbers]))
+            seconds = _number(r"Epoch time: (\S+) s", part)
+            epochs[number] = (*losses, _mean([float(value) for value in numbers]), seconds)
     finished = {number: values for number, values in epochs.items() if not np.isnan(values[0])}
     if not finished:
         return None
-    table = np.full((max(finished) + 1, 3), np.nan)
+    table = np.full((max(finished) + 1, 4), np.nan)
     for number, values in finished.items():
         table[number] = values
     return Curves(*table.T)
@@ -93,8 +96,13 @@ def _read_checkpoint(path: Path) -> Curves | None:
     logging = checkpoint.get("logging") if isinstance(checkpoint, dict) else None
     if not isinstance(logging, dict):
         return None
-    columns = [
-        np.asarray(logging.get(name, []), float).ravel() for name in ("train_losses", "val_losses", "mean_fg_dice")
-    ]
-    epochs = min(len(column) for column in columns)
-    return Curves(*(column[:epochs] for column in columns)) if epochs else None
+    train_loss, val_loss, dice, starts, ends = (
+        np.asarray(logging.get(name, []), float).ravel()
+        for name in ("train_losses", "val_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps")
+    )
+    epochs = min(len(train_loss), len(val_loss), len(dice))
+    if not epochs:
+        return None
+    seconds, timed = np.full(epochs, np.nan), min(epochs, len(starts), len(ends))
+    seconds[:timed] = ends[:timed] - starts[:timed]
+    return Curves(train_loss[:epochs], val_loss[:epochs], dice[:epochs], seconds)

@@ -43,8 +43,8 @@ def test_cost(tmp_path):
 def test_training(tmp_path, epochs):
     rng = np.random.default_rng(0)
     runs = {
-        MODELS[0]: [Curves(*rng.random((3, epochs)))],
-        MODELS[1]: [Curves(*rng.random((3, epochs + fold))) for fold in range(3)],
+        MODELS[0]: [Curves(*rng.random((4, epochs)))],
+        MODELS[1]: [Curves(*rng.random((4, epochs + fold))) for fold in range(3)],
     }
     check(draw_training(runs, tmp_path / "training"), COLUMN, "training loss", "epoch", *MODELS)
 
