@@ -37,7 +37,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--engine", choices=ENGINES, default="local", help="default: local, on this machine")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="of the engine local: tasks at a time; default: one per GPU, 1 on a CPU"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="of the engine local: tasks at a time; default: one per GPU, 1 on a CPU",
     )
     parser.add_argument("--task", nargs="+", metavar="NAME", help="do only these, one after the other")
     described = parser.add_argument_group("instead of a file")
@@ -151,7 +154,9 @@ def _tasks(workspace: "Workspace", names: list[str]) -> int:
 
     unknown = [name for name in names if name not in workspace.tasks]
     if unknown:
-        raise ArgumentError("task", unknown[0], f"not one of this study; see: nnunet-deconver study status {workspace.out}")
+        raise ArgumentError(
+            "task", unknown[0], f"not one of this study; see: nnunet-deconver study status {workspace.out}"
+        )
     for name in names:
         run_task(workspace, workspace.tasks[name])
     return 0
@@ -189,7 +194,9 @@ def _end(workspace: "Workspace", problems: dict[str, str]) -> int:
         print(f"\n{problem}", file=sys.stderr)
     left = [task.name for task in workspace.tasks.values() if not workspace.is_done(task)]
     if left:
-        print(f"\n{len(left)} of {len(workspace.tasks)} tasks are not done; the same command tries again", file=sys.stderr)
+        print(
+            f"\n{len(left)} of {len(workspace.tasks)} tasks are not done; the same command tries again", file=sys.stderr
+        )
         return 1
     print(f"\nall done; the report: {workspace.out / 'report.html'}")
     return 0

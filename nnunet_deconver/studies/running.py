@@ -171,5 +171,3 @@ def describe_failure(workspace: Workspace, task: Task) -> str | None:
         lines.extend(line.rstrip() for line in file if line.strip())
     shown_lines = "\n  ".join(lines)
     return f"{task.name} {ended} on {failure.get('host')}. The end of {folder / LOG}:\n  {shown_lines}"
-
-

@@ -16,9 +16,9 @@ from typing import Any
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json, written_whole
+from nnunet_deconver.studies.claims import is_valid, read_claim
 from nnunet_deconver.studies.resources import gpu_of, training_resources
 from nnunet_deconver.studies.running import FAILURE, describe_failure, run_task
-from nnunet_deconver.studies.claims import is_valid, read_claim
 from nnunet_deconver.studies.study import read_study
 from nnunet_deconver.studies.tasks import EVALUATE, EVALUATE_TEST, PREDICT, REPORT, TRAIN, VALIDATE, Task, Workspace
 

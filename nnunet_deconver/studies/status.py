@@ -1,7 +1,6 @@
 """Where a study stands, as the disk says."""
 
 import json
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,5 +112,3 @@ def duration(seconds: float) -> str:
     if minutes < 1:
         return f"{round(seconds)} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
