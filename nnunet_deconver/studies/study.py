@@ -1,7 +1,6 @@
 """What a study is: datasets x trainers x folds x seeds, and how long each is trained."""
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import check_is_file, check_schema, read_json, written_whole
+from nnunet_deconver.metrics.comparison import file_name
 from nnunet_deconver.metrics.definitions import PRACTICES, Settings, like
 
 if sys.version_info >= (3, 11):
@@ -154,7 +154,9 @@ def make_study(content: dict, where: str) -> Study:
     models = _models(content, where)
     folds, seeds = tuple(content.get("folds", (0, 1, 2, 3, 4))), tuple(content.get("seeds", ()))
     names = tuple(model.name for model in models)
-    for key, values in {"datasets": datasets, "trainers": names, "folds": folds, "seeds": seeds}.items():
+    # Names of models are those of folders, too, in which some characters are alike.
+    listed = {"datasets": datasets, "trainers": tuple(map(file_name, names)), "folds": folds, "seeds": seeds}
+    for key, values in listed.items():
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
             hint = "; give them different names, {trainer = ..., name = ...}" if key == "trainers" else ""
@@ -202,10 +204,6 @@ def _models(content: dict, where: str) -> tuple[Model, ...]:
             # What all models share says nothing.
             name += f" {one}" if len(plans) > 1 else ""
             name += f" {configuration}" if len(chosen) > 1 else ""
-            if not re.fullmatch(r"[\w.+ -]+", name):
-                raise InputError(
-                    f"{where}: trainers: name {name!r}: must be letters, digits, spaces, and of . + - _ alone"
-                )
             models.append(Model(name, entry["trainer"], one, configuration))
     return tuple(models)
 
