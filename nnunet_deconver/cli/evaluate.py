@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("out", args.out, "is a file; name a folder")
     if args.model is None and (args.references is None or args.predictions is None):
         raise InputError("name two folders, GT and PRED, or a trained model: --model FOLDER")
-    if args.folds is not None and (args.model is None or args.predictions is not None):
+    of_cross_validation = args.model is not None and args.predictions is None
+    if args.folds is not None and not of_cross_validation:
         raise InputError("--folds goes with --model, without PRED")
     options = {"dataset_json": args.dataset_json, "chill": args.chill, "processes": args.processes}
     chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     chosen |= {"far": tuple(args.far)} if args.far is not None else {}
     options["settings"] = like(args.like, **chosen) if args.like else Settings(**chosen)
     try:
-        if args.model is not None and args.predictions is None:
+        if of_cross_validation:
             summary = evaluate_model(args.model, args.out, references=args.references, folds=args.folds, **options)
         else:
             model = check_model(args.model) if args.model else None

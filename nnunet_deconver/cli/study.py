@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="of the engine local: tasks at a time; default: one per GPU, 1 on a CPU",
+        help="tasks at a time, engine local; default: one per GPU, or 1 on a CPU",
     )
     parser.add_argument("--task", nargs="+", metavar="NAME", help="do only these, one after the other")
     described = parser.add_argument_group("instead of a file")
@@ -154,9 +154,8 @@ def _tasks(workspace: "Workspace", names: list[str]) -> int:
 
     unknown = [name for name in names if name not in workspace.tasks]
     if unknown:
-        raise ArgumentError(
-            "task", unknown[0], f"not one of this study; see: nnunet-deconver study status {workspace.out}"
-        )
+        problem = f"is not one of this study; they are: nnunet-deconver study status {workspace.out}"
+        raise ArgumentError("task", unknown[0], problem)
     for name in names:
         run_task(workspace, workspace.tasks[name])
     return 0
@@ -194,9 +193,8 @@ def _end(workspace: "Workspace", problems: dict[str, str]) -> int:
         print(f"\n{problem}", file=sys.stderr)
     left = [task.name for task in workspace.tasks.values() if not workspace.is_done(task)]
     if left:
-        print(
-            f"\n{len(left)} of {len(workspace.tasks)} tasks are not done; the same command tries again", file=sys.stderr
-        )
+        count = f"{len(left)} of {len(workspace.tasks)} tasks"
+        print(f"\n{count} are not done; the same command tries again", file=sys.stderr)
         return 1
     print(f"\nall done; the report: {workspace.out / 'report.html'}")
     return 0

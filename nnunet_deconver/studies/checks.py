@@ -126,8 +126,8 @@ def _check_folds(workspace: Workspace, dataset: str) -> None:
     twice = sorted({case for case in validated if validated.count(case) > 1})
     if twice:
         raise InputError(
-            f"{folder / 'splits_final.json'}: the folds of the study share cases for validation ({_some(twice)}), which "
-            "a cross-validation does not count twice; choose folds that do not"
+            f"{folder / 'splits_final.json'}: the folds of the study share cases for validation ({_some(twice)}), and "
+            "a cross-validation has each once; choose folds that share none"
         )
     for split in chosen:
         seen = sorted(set(split["val"]) & set(split["train"]))

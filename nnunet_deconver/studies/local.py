@@ -73,8 +73,8 @@ def _gpu_groups(size: int) -> list[list[str]]:
     groups = [names[start : start + size] for start in range(0, len(names) - size + 1, size)]
     if not groups:
         raise InputError(
-            f'the study trains on {size} GPU{"s" if size > 1 else ""}, and there are {len(names)} here; set device = "cpu" '
-            "in a study of its own, or run it where there are more"
+            f"a training takes {size} GPU{'s' if size > 1 else ''}, and there are {len(names)} here; run the study "
+            'where there are more, or set device = "cpu"'
         )
     return groups
 

@@ -15,7 +15,6 @@ from nnunet_deconver.metrics.comparison import MEAN, file_name
 from nnunet_deconver.studies.page import Picture, difference_text, p_text, render_page, significant, times_text
 from nnunet_deconver.studies.results import (
     CROSS_VALIDATION,
-    ITERATIONS,
     Group,
     ModelComparison,
     ModelCost,
@@ -27,6 +26,7 @@ from nnunet_deconver.studies.results import (
     group_results,
     metrics_of,
 )
+from nnunet_deconver.studies.study import ITERATIONS
 
 PAGE, COMPARISONS, MODELS, CASES, FIGURES = "report.html", "comparison.csv", "models.csv", "cases.csv", "figures"
 

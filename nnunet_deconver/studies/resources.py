@@ -108,7 +108,7 @@ def gpu_of(gpus: tuple, needed: float) -> str | None:
     if not fitting:
         most = max(each["memory_gb"] for each in gpus)
         raise InputError(
-            f"a training takes about {needed / 1e9:.0f} GB on a GPU, and the largest of cluster.gpus has {most:g}; plan "
-            "a smaller patch or batch, or add a GPU"
+            f"a training takes about {needed / 1e9:.0f} GB on a GPU, and the largest of cluster.gpus has {most:g}; "
+            "plan a smaller patch or batch, or add a GPU"
         )
     return str(fitting[0]["gres"])

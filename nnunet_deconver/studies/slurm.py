@@ -67,6 +67,7 @@ class Job:
     variables: dict[str, str]
 
     def __call__(self) -> None:
+        """Does the tasks, on the machine that the cluster chose."""
         os.environ.update(self.variables)
         # Its own are those of the cores it was given.
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")

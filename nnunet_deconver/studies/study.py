@@ -172,7 +172,7 @@ def make_study(content: dict, where: str) -> Study:
     device, num_gpus = content.get("device", "cuda"), content.get("num_gpus", 1)
     if num_gpus > 1 and device != "cuda":
         raise InputError(f"{where}: num_gpus: {num_gpus} goes with device cuda, got {device}")
-    cluster = {
+    cluster: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in content.get("cluster", {}).items()
     }
     return Study(
