@@ -29,6 +29,7 @@ from nnunet_deconver.studies.results import (
 from nnunet_deconver.studies.study import ITERATIONS
 
 PAGE, COMPARISONS, MODELS, CASES, FIGURES = "report.html", "comparison.csv", "models.csv", "cases.csv", "figures"
+MOST_PANELS = 15  # of a figure; of more classes, it shows their mean alone
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,8 @@ def _limits(row: ModelComparison, model: ModelSummary) -> list[str]:
     seeds = _count(row.found.seeds, "seed")
     if row.found.seeds != row.found.seeds_reference:
         seeds += f" ({row.reference}: {row.found.seeds_reference})"
-    return [seeds, _count(model.folds, "fold"), _count(row.found.cases, "case")]
+    folds = row.found.folds if row.on == CROSS_VALIDATION else model.folds
+    return [seeds, _count(folds, "fold"), _count(row.found.cases, "case")]
 
 
 def _count(number: int, what: str) -> str:
@@ -251,15 +253,11 @@ def _draw(
                 hours = summaries[row.model, row.equal].training.hours
                 estimate = Estimate(row.found.difference, row.found.low, row.found.high, hours)
                 estimates.setdefault(row.of, {}).setdefault(row.model, {})[f"equal {row.equal}"] = estimate
-            pictures.append(
-                Picture(
-                    dataset,
-                    on,
-                    f"{metric}: differences to {reference} with 95 % intervals",
-                    draw_differences(estimates, label + side, out / f"difference_{name}_{metric}"),
-                )
-            )
             first = next(iter(estimates))
+            caption = f"{metric}: differences to {reference} with 95 % intervals"
+            shown = estimates if len(estimates) <= MOST_PANELS else {first: estimates[first]}
+            paths = draw_differences(shown, label + side, out / f"difference_{name}_{metric}")
+            pictures.append(Picture(dataset, on, caption, paths))
             # At equal time, all take the reference's hours.
             by_hours = {
                 model: kinds[f"equal {ITERATIONS}"]

@@ -94,7 +94,7 @@ class Group:
     @cached_property
     def cases(self) -> list[str]:
         """Those that all seeds have."""
-        return common_cases(self.evaluations)[0]
+        return _shared_cases([self])
 
     @cached_property
     def curves(self) -> dict[tuple[int | None, int], Curves]:
@@ -318,14 +318,16 @@ def compare_groups(
         metrics: by dataset, see `metrics_of`.
 
     Raises:
-        InputError: if two were evaluated differently, or have no case in common.
+        InputError: if two were evaluated differently, or trained on different folds.
     """
     rows = []
     for group in groups:
         other = find_reference(group, groups, reference)
         if other is None or group.model == reference:
             continue
-        cases = common_cases([*group.evaluations, *other.evaluations])[0]
+        cases = _shared_cases([group, other])
+        if not cases:
+            continue
         folds = group.folds_of(cases)
         if (folds != other.folds_of(cases)).any():
             raise InputError(
@@ -356,6 +358,14 @@ def compare_groups(
         for index, p in zip(chosen, holm([rows[index].found.p for index in chosen]), strict=True):
             rows[index] = replace(rows[index], p_holm=p)
     return rows
+
+
+def _shared_cases(groups: Sequence[Group]) -> list[str]:
+    """The cases that all seeds of the groups have; none, where an unfinished study has no such case yet."""
+    evaluations = [evaluation for group in groups for evaluation in group.evaluations]
+    if not set.intersection(*(set(evaluation.values) for evaluation in evaluations)):
+        return []
+    return common_cases(evaluations)[0]
 
 
 def _better(metric: str, evaluation: Evaluation, values: np.ndarray) -> int:
@@ -452,9 +462,11 @@ def find_limits(groups: Sequence[Group], rows: Sequence[ModelComparison], refere
             if other is None or group.model == reference:
                 continue
             name = f"{where}: {group.model} at equal {group.equal}"
-            kept = set(group.cases) & set(other.cases)
+            kept = _shared_cases([group, other])
             evaluated = set.union(*(set(each.values) for each in [*group.evaluations, *other.evaluations]))
-            if len(kept) < len(evaluated):
+            if not kept:
+                limits.append(f"{name} is not compared with {reference}: no case is there with all seeds of both.")
+            elif len(kept) < len(evaluated):
                 limits.append(
                     f"{name} is compared with {reference} on {len(kept)} of {len(evaluated)} cases, those that all "
                     "seeds of both have."

@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
 from nnunet_deconver.figures.plots import COLUMN, draw_cases, draw_cost, draw_training, save
 from nnunet_deconver.models.training_log import Curves
@@ -10,21 +9,8 @@ from nnunet_deconver.models.training_log import Curves
 MODELS = ("nnUNetTrainer", "nnUNetTrainerDeconver_lr1e3_5epochs")
 
 
-def check(paths, width, *texts):
-    """A PNG that is not empty, of a column's or a page's width, and an SVG with these texts."""
-    png, svg = paths
-    image = imread(png)
-    assert image.shape[1] == pytest.approx(width * 300, abs=2)
-    # Nothing is cut off: the outermost pixels are background.
-    assert all((edge[..., :3] == 1).all() for edge in (image[0], image[-1], image[:, 0], image[:, -1]))
-    assert (image[..., :3] < 0.5).any()
-    content = svg.read_text()
-    for text in texts:
-        assert f">{text}<" in content, text
-
-
 @pytest.mark.parametrize(("classes", "columns"), [(1, 1), (4, 1), (5, 2)])
-def test_cases(tmp_path, classes, columns):
+def test_cases(check, tmp_path, classes, columns):
     rng = np.random.default_rng(0)
     values = {f"class {index}": {name: rng.random(9) for name in MODELS} for index in range(classes)}
     values["class 0"][MODELS[0]] = np.full(9, math.nan)
@@ -33,14 +19,14 @@ def test_cases(tmp_path, classes, columns):
     check(paths, COLUMN * columns, "HD95 [mm]", *MODELS, *values)
 
 
-def test_cost(tmp_path):
+def test_cost(check, tmp_path):
     quality = {"a": (0.8, 0.7, 0.9), "b": (0.85, 0.8, 0.9), "c": (0.5, math.nan, math.nan)}
     costs = {"parameters": {"a": 10.0, "b": 30.0}, "FLOPs/voxel": {"a": 1.0, "b": 100.0, "c": 2.0}}
     check(draw_cost(quality, costs, "Dice", tmp_path / "cost"), COLUMN, "parameters", "FLOPs/voxel", "Dice", "a", "c")
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 150])
-def test_training(tmp_path, epochs):
+def test_training(check, tmp_path, epochs):
     rng = np.random.default_rng(0)
     runs = {
         MODELS[0]: [Curves(*rng.random((4, epochs)))],
