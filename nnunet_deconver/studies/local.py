@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.studies.running import Stopped, TaskFailed, run_task
+from nnunet_deconver.studies.running import Stopped, TaskFailed, core_variables, run_task
 from nnunet_deconver.studies.study import Study
 from nnunet_deconver.studies.tasks import Task, Workspace
 
@@ -44,7 +44,7 @@ def find_slots(study: Study, workers: int | None) -> list[Slot]:
         if count > len(cores):
             raise ArgumentError("workers", count, f"there are {len(cores)} cores; take that at most")
         parts = [cores[i * len(cores) // count : (i + 1) * len(cores) // count] for i in range(count)]
-        return [Slot(f"cores {','.join(map(str, part))}", part, _cpu_variables(part)) for part in parts]
+        return [Slot(f"cores {','.join(map(str, part))}", part, core_variables(len(part))) for part in parts]
     groups = _gpu_groups(study.num_gpus)
     chosen = [groups[i % len(groups)] for i in range(workers or len(groups))]
     return [Slot(f"GPU {','.join(group)}", (), {"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in chosen]
@@ -55,11 +55,6 @@ def _cores() -> tuple[int, ...]:
         return tuple(sorted(os.sched_getaffinity(0)))
     except AttributeError:  # not on every system
         return tuple(range(os.cpu_count() or 1))
-
-
-def _cpu_variables(cores: Sequence[int]) -> dict[str, str]:
-    given = {"OMP_NUM_THREADS": len(cores), "nnUNet_n_proc_DA": len(cores), "nnUNet_def_n_proc": len(cores)}
-    return {name: str(value) for name, value in given.items() if name not in os.environ}
 
 
 def _gpu_groups(size: int) -> list[list[str]]:

@@ -43,6 +43,12 @@ def task_environment(study_device: str) -> dict[str, str]:
     return environment
 
 
+def core_variables(cores: int) -> dict[str, str]:
+    """Variables by which a command takes so many cores; those that are set already stay."""
+    names = ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc")
+    return {name: str(cores) for name in names if name not in os.environ}
+
+
 def run_task(
     workspace: Workspace,
     task: Task,

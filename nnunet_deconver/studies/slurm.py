@@ -18,7 +18,7 @@ from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json, written_whole
 from nnunet_deconver.studies.claims import is_valid, read_claim
 from nnunet_deconver.studies.resources import gpu_of, training_resources
-from nnunet_deconver.studies.running import FAILURE, describe_failure, run_task
+from nnunet_deconver.studies.running import FAILURE, core_variables, describe_failure, run_task
 from nnunet_deconver.studies.study import read_study
 from nnunet_deconver.studies.tasks import EVALUATE, EVALUATE_TEST, PREDICT, REPORT, TRAIN, VALIDATE, Task, Workspace
 
@@ -69,9 +69,7 @@ class Job:
     def __call__(self) -> None:
         """Does the tasks, on the machine that the cluster chose."""
         os.environ.update(self.variables)
-        # Its own are those of the cores it was given.
-        cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
-        extra = {name: cores for name in ("OMP_NUM_THREADS", "nnUNet_n_proc_DA") if name not in os.environ}
+        extra = core_variables(int(os.environ.get("SLURM_CPUS_PER_TASK", "1")))
         workspace = Workspace.of(read_study(Path(self.out)), Path(self.out))
         for name in self.tasks:
             run_task(workspace, workspace.tasks[name], extra)
