@@ -1,8 +1,10 @@
 """Runs a study on this machine: several tasks at a time, each on a device or on cores of its own."""
 
 import os
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from nnunet_deconver.errors import ArgumentError, InputError
@@ -74,6 +76,25 @@ def _gpu_groups(size: int) -> list[list[str]]:
     return groups
 
 
+@contextmanager
+def _interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Lets signals end the study as Ctrl-C does, with what it started: a lost connection is one."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # nohup has the loss of a connection ignored.
+    handlers = {each: signal.signal(each, interrupted) for each in signals if signal.getsignal(each) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+
+
 class LocalRun:
     """A run of a study on this machine.
 
@@ -103,17 +124,18 @@ class LocalRun:
             What failed: the task's name to how, with the end of its log.
         """
         threads = [threading.Thread(target=self._work, args=(slot,), name=slot.name) for slot in self.slots]
-        for thread in threads:
-            thread.start()
-        try:
-            for thread in threads:
-                while thread.is_alive():
-                    thread.join(0.2)  # or Ctrl-C would wait, too
-        except BaseException:
-            self.stop.set()
-            for thread in threads:
-                thread.join()
-            raise
+        with _interrupted_by(signal.SIGTERM, signal.SIGHUP):
+            try:
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    while thread.is_alive():
+                        thread.join(0.2)  # or Ctrl-C would wait, too
+            finally:
+                self.stop.set()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
         if self.unexpected is not None:
             raise self.unexpected
         return self.problems
