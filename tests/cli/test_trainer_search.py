@@ -116,8 +116,7 @@ def test_variable_alone(root, cli, search):
     assert sources(root) == before
 
 
-@pytest.mark.parametrize("registered", [True, False])
-@pytest.mark.parametrize("first", ["mine", "ours"])
+@pytest.mark.parametrize("first, registered", [("mine", True), ("ours", False)])
 def test_options_of_a_users_own_trainer(root, cli, search, first, registered):
     mine = root.parent / "mine"
     mine.mkdir()
