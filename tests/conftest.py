@@ -190,6 +190,12 @@ def _plans(rank: int, reader: str, channels: int) -> dict:
 
 
 @pytest.fixture(scope="session")
+def make_plans():
+    """Makes plans with one configuration, `test`, of a rank, a reader and a number of channels."""
+    return _plans
+
+
+@pytest.fixture(scope="session")
 def label_finding():
     """A function that varies a network's weights such that it finds all labels: nothing learns that in a test."""
 

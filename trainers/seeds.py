@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any
 from unittest import mock
 
@@ -118,6 +119,26 @@ class SeededBatches:
         return augmenter
 
 
+class OrderedBatches(MultiThreadedAugmenter):
+    """Batches of several processes, which take turns.
+
+    The class above it waits for ever for batches of a process that was killed, as for want of memory.
+    """
+
+    def __next__(self) -> dict:
+        assert self.pin_memory_queue is not None and self.pin_memory_thread is not None  # it was started
+        while True:
+            try:
+                return self.pin_memory_queue.get(timeout=1)
+            except Empty:
+                if self.abort_event.is_set() or not self.pin_memory_thread.is_alive():
+                    self._finish()
+                    raise RuntimeError(
+                        "a process that makes batches has died; its error, if it had one, is printed above. If memory "
+                        "ran out: nnUNet_n_proc_DA sets the number of these processes"
+                    ) from None
+
+
 class SeededTrainer(nnUNetTrainer):
     """Makes any trainer draw what its seed says; comes before it among the bases of a class."""
 
@@ -147,7 +168,7 @@ class SeededTrainer(nnUNetTrainer):
     # nnU-Net's types are those of its own augmenters.
     def get_dataloaders(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-    ) -> tuple[SeededBatches | MultiThreadedAugmenter, SeededBatches | MultiThreadedAugmenter]:
+    ) -> tuple[SeededBatches | OrderedBatches, SeededBatches | OrderedBatches]:
         """nnU-Net's loaders, whose batches are those of the seed, in their order.
 
         Raises:
@@ -162,9 +183,7 @@ class SeededTrainer(nnUNetTrainer):
             self._batches(validation, VALIDATION, self.num_val_iterations_per_epoch, fewer),
         )
 
-    def _batches(
-        self, augmenter: object, stream: int, iterations: int, workers: int
-    ) -> SeededBatches | MultiThreadedAugmenter:
+    def _batches(self, augmenter: object, stream: int, iterations: int, workers: int) -> SeededBatches | OrderedBatches:
         if not isinstance(augmenter, SingleThreadedAugmenter):
             raise InputError(
                 f"{type(self).__name__}: its batches come from {type(augmenter).__name__}, not from nnU-Net's loaders, "
@@ -174,12 +193,12 @@ class SeededTrainer(nnUNetTrainer):
         batches = SeededBatches(augmenter, self.named_seed, stream, self.local_rank, first, workers)
         if workers == 0:
             return batches
-        # It takes a batch from each worker in turn. One waits in the queue of each: hardly more than nnU-Net lets wait.
-        augmented = MultiThreadedAugmenter(
+        # One waits in the queue of each: hardly more than nnU-Net lets wait.
+        ordered = OrderedBatches(
             batches, None, workers, num_cached_per_queue=1, pin_memory=self.device.type == "cuda", wait_time=0.002
         )
-        augmented.restart()  # now, as nnU-Net does: a process that has computed with several threads should not fork
-        return augmented
+        ordered.restart()  # now, as nnU-Net does: a process that has computed with several threads should not fork
+        return ordered
 
     def _seed(self, stream: int, *numbers: int) -> None:
         torch.manual_seed(seed_cpu(self.named_seed, stream, *numbers))  # on all devices

@@ -167,9 +167,11 @@ def section_lines(section: str) -> list[str]:
     """The lines of one of `SECTIONS`."""
     from nnunet_deconver import plans, trainers
     from nnunet_deconver.layers.components import SEGMENTATION_HEADS, UPSAMPLINGS
+    from nnunet_deconver.trainers.options import GRAMMAR
 
     if section == "trainers":
-        return trainer_lines([getattr(trainers, name) for name in trainers.__all__])
+        lines = trainer_lines([getattr(trainers, name) for name in trainers.__all__])
+        return [*lines, "", f"any length, a seed, for any trainer that nnU-Net finds: {GRAMMAR}"]
     if section == "planners":
         return planner_lines([getattr(plans, name) for name in plans.__all__])
     if section == "presets":

@@ -21,6 +21,7 @@ from nnunet_deconver.models.checkpoint import for_prediction, read_checkpoint, s
 from nnunet_deconver.models.planned import channels_and_labels, plan_of
 from nnunet_deconver.networks.architecture import build_network, interpolates_kernels, with_larger_kernels
 from nnunet_deconver.networks.backbones import recipe_trainer_name, with_components
+from nnunet_deconver.trainers.options import without_options
 
 
 def upgrade_checkpoint(
@@ -151,20 +152,22 @@ def _built_by(trainer: str, configuration: ConfigurationManager) -> dict:
     Raises:
         InputError: if the plans do not fit the trainer.
     """
-    if trainer not in trainers.__all__:
+    own = without_options(trainer)
+    if own not in trainers.__all__:
         return configuration.configuration["architecture"]
     try:
-        return getattr(trainers, trainer).planned_architecture(configuration)
+        return getattr(trainers, own).planned_architecture(configuration)
     except ValueError as error:
         raise InputError(f"{trainer}: {error}") from error
 
 
 def _trainer_of(trainer: str, architecture: dict) -> str:
     """The trainer of an upgraded model: the one it had, unless that builds another network."""
-    if trainer not in trainers.__all__:
+    own = without_options(trainer)
+    if own not in trainers.__all__:
         return trainer
     try:
-        kept = getattr(trainers, trainer).architecture(architecture) == architecture
+        kept = getattr(trainers, own).architecture(architecture) == architecture
     except ValueError:  # a trainer of MedNeXt with kernels of 3 takes no others
         kept = False
     return trainer if kept else recipe_trainer_name(architecture) or "nnUNetTrainer"

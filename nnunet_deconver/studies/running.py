@@ -128,12 +128,15 @@ def _run(workspace: Workspace, task: Task, claim: Claim, extra: Mapping[str, str
     raise TaskFailed(describe_failure(workspace, task))
 
 
+def program_folders() -> tuple[str, ...]:
+    """Where nnU-Net's commands are: beside this Python first, as a virtual environment need not be activated."""
+    return os.path.dirname(sys.executable), sysconfig.get_path("scripts"), os.environ.get("PATH", "")
+
+
 def _program(name: str) -> str:
     if os.path.isabs(name):
         return name
-    # Beside this Python first: a virtual environment need not be activated.
-    folders = (os.path.dirname(sys.executable), sysconfig.get_path("scripts"), os.environ.get("PATH", ""))
-    program = shutil.which(name, path=os.pathsep.join(folders))
+    program = shutil.which(name, path=os.pathsep.join(program_folders()))
     if program is None:
         raise InputError(f"{name} is not installed beside {sys.executable}; reinstall nnunetv2")
     return program

@@ -370,7 +370,9 @@ def own_trainers(name: str) -> Path | None:
         InputError: if there is no such trainer, or it would not be found in another nnU-Net.
     """
     from nnunet_deconver import trainers
+    from nnunet_deconver.trainers.options import without_options
 
+    name = without_options(name)
     if name in trainers.__all__:
         return None
     try:

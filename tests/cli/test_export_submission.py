@@ -361,7 +361,8 @@ def rename_trainer(model: Path, name: str):
     torch.save(torch.load(path, weights_only=False) | {"trainer_name": name}, path)
 
 
-def test_a_trainer_of_the_users_own_goes_along(trained_model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["Mine", "Mine_7epochs_seed1"])
+def test_a_trainer_of_the_users_own_goes_along(trained_model, tmp_path, monkeypatch, name):
     own = tmp_path / "own"
     (own / "parts").mkdir(parents=True)
     (own / "parts" / "__init__.py").touch()
@@ -372,7 +373,7 @@ def test_a_trainer_of_the_users_own_goes_along(trained_model, tmp_path, monkeypa
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join((str(tmp_path / "empty"), str(own))))
     (tmp_path / "empty").mkdir()
     model = trained_model(trainer="nnUNetTrainerDeconver")
-    rename_trainer(model, "Mine")
+    rename_trainer(model, name)
     assert export(model, tmp_path / "out") == 0
     assert names(tmp_path / "out") == FILES | {
         "model.tar.gz",
@@ -381,7 +382,9 @@ def test_a_trainer_of_the_users_own_goes_along(trained_model, tmp_path, monkeypa
     }
 
 
-@pytest.mark.parametrize("trainer", ["nnUNetTrainer", "nnUNetTrainer_5epochs", "nnUNetTrainerDeconver_k5"])
+@pytest.mark.parametrize(
+    "trainer", ["nnUNetTrainer", "nnUNetTrainer_5epochs", "nnUNetTrainerDeconver_k5", "nnUNetTrainerDTC_7epochs_seed1"]
+)
 def test_trainers_that_every_container_has(trainer):
     assert library.own_trainers(trainer) is None
 

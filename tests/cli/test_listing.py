@@ -81,7 +81,9 @@ def test_no_trainers():
 def test_every_trainer_is_listed_with_a_summary(capsys):
     assert cli.main(["list", "trainers"]) == 0
     listed = set()
-    for paragraph in capsys.readouterr().out.split("\n\n"):
+    *paragraphs, last = capsys.readouterr().out.split("\n\n")
+    assert last.endswith("nnU-Net finds: <trainer>[_<N>epochs][_<N>iterations][_seed<N>]\n")
+    for paragraph in paragraphs:
         names, suffixes = [], []
         for line in paragraph.splitlines():
             if line.startswith(" "):

@@ -80,8 +80,10 @@ def test_register_status_unregister(root, cli, search):
     written = sorted(sources(root).keys() - before.keys())
     assert [path.name for path in written] == ["nnunet_deconver_planners.py", "nnunet_deconver_trainers.py"]
     names = ("nnUNetTrainerDeconver", "nnUNetTrainerDeconver_5epochs")
-    modules = search(*names, "nnUNetTrainer_5epochs")
+    options = ("nnUNetTrainer_7epochs", "nnUNetTrainer_5epochs_seed1", "nnUNetTrainerDTC_7epochs_50iterations_seed1")
+    modules = search(*names, *options, "nnUNetTrainer_5epochs")
     assert all(modules[name].startswith("nnunet_deconver.trainers.") for name in names)
+    assert {modules[name] for name in options} == {"nnunet_deconver.trainers"}
     assert modules["nnUNetTrainer_5epochs"].startswith("nnunetv2.")
     assert list(written[1].parent.glob("__pycache__/nnunet_deconver_trainers.*.pyc"))
 
@@ -108,9 +110,28 @@ def test_variable_alone(root, cli, search):
     variable = {"nnUNet_extTrainer": f"{root.parent / 'mine'}{os.pathsep}{folder}"}
     (root.parent / "mine").mkdir()
     status = "from nnunet_deconver.cli import main\nassert main(['status']) == 0\n"
-    modules = search("nnUNetTrainerDeconver", before=status, **variable)
+    modules = search("nnUNetTrainerDeconver", "nnUNetTrainer_7epochs_seed1", before=status, **variable)
     assert modules["nnUNetTrainerDeconver"].startswith("nnunet_deconver.trainers.")
+    assert modules["nnUNetTrainer_7epochs_seed1"] == "nnunet_deconver.trainers"
     assert sources(root) == before
+
+
+@pytest.mark.parametrize("first, registered", [("mine", True), ("ours", False)])
+def test_options_of_a_users_own_trainer(root, cli, search, first, registered):
+    mine = root.parent / "mine"
+    mine.mkdir()
+    base = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+    classes = (f"class {name}(nnUNetTrainer): pass" for name in ("Mine", "Mine_seed2", "Only_3epochs"))
+    (mine / "mine.py").write_text("\n".join((f"from {base} import nnUNetTrainer", *classes)))
+    if registered:
+        assert cli("register").returncode == 0
+    folders = [str(mine), str(shim_folder())]
+    variable = {"nnUNet_extTrainer": os.pathsep.join(folders if first == "mine" else folders[::-1])}
+    options = ("Mine_7epochs", "Mine_seed1", "Mine_seed2_seed1", "Only_3epochs_10iterations")
+    # Mine_seed2 is a class of the user's, which nnU-Net forgets once it has found it.
+    unpickled = "import pickle; pickle.dumps, pickle.loads = lambda found: found, lambda found: found\n"
+    modules = search(*options, "Mine_seed2", before=unpickled, **variable)
+    assert modules == dict.fromkeys(options, "nnunet_deconver.trainers") | {"Mine_seed2": "mine"}
 
 
 def test_nnunet_works_on_after_the_plugin_is_uninstalled(root, cli, search):

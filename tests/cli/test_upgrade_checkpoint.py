@@ -89,7 +89,7 @@ def trained(tmp_path, backbone="plain", rank=3, trainer="nnUNetTrainer", planned
     if planned is not None:
         configuration |= {"architecture": planned, "patch_size": [32] * rank}
     architecture = configuration["architecture"]
-    if trainer in trainers.__all__:
+    if trainer != "nnUNetTrainer":
         architecture = getattr(trainers, trainer).architecture(architecture)
     network = build_network(architecture, 1, 2, deep_supervision=False)
     for parameter in network.parameters():
@@ -287,7 +287,7 @@ def test_networks_of_other_packages_predict_the_same(tmp_path, name, options):
     )
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerDeconver", "nnUNetTrainerDTC"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerDeconver", "nnUNetTrainerDTC", "nnUNetTrainerDTC_7epochs_seed1"])
 @pytest.mark.parametrize("options", [("--kernel", "5"), ("--head", "nerdc")], ids=" ".join)
 def test_models_of_our_trainers_keep_their_trainer(tmp_path, name, options):
     """Their network is not the one that the plans name; in the upgraded plans it is."""

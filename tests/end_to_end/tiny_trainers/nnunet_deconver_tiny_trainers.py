@@ -39,8 +39,26 @@ class nnUNetTrainerTiny(nnUNetTrainer):
         self.num_val_iterations_per_epoch = 1
 
 
-class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
-    """Long enough for a warm-up; dies in the middle of the epoch that TINY_DIES_IN names."""
+class _Mortal:
+    """Dies in the middle of the epoch that TINY_DIES_IN names."""
+
+    def train_step(self, batch):
+        outputs = super().train_step(batch)
+        if os.environ.get("TINY_DIES_IN") == str(self.current_epoch):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outputs
+
+
+class nnUNetTrainerMortal(_Mortal, nnUNetTrainer):
+    """nnU-Net's own, which dies, and writes a checkpoint after each epoch."""
+
+    def on_train_start(self):
+        super().on_train_start()
+        self.save_every = 1
+
+
+class nnUNetTrainerDeconverTinyLong(_Mortal, _Tiny, nnUNetTrainerDeconver):
+    """Long enough for a warm-up; dies."""
 
     epochs = 60
     iterations_per_epoch = 1
@@ -48,12 +66,6 @@ class nnUNetTrainerDeconverTinyLong(_Tiny, nnUNetTrainerDeconver):
     def on_train_start(self):
         super().on_train_start()
         self.save_every = 10
-
-    def train_step(self, batch):
-        outputs = super().train_step(batch)
-        if os.environ.get("TINY_DIES_IN") == str(self.current_epoch):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return outputs
 
 
 def _save_half_and_die(checkpoint, file):
