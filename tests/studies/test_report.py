@@ -311,6 +311,7 @@ def test_one_seed_shows_nothing_of_another(evaluated, report, values):
     assert "nnunet has one seed" in " ".join(written.limits)
     assert "1 seed" not in answer(written).splitlines()[2].replace("(nnunet: 1)", "")
     assert "2 seeds (nnunet: 1)" in answer(written)
+    assert {row["interval_covers"] for row in read_table(written.files[1])} == {"cases"}
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,8 @@ def test_metrics_that_only_one_dataset_has(evaluated, report, values):
     assert {row["unit"] for row in rows if row["metric"] == "hd95"} == {"mm"}
     assert "hd95 and dice (mean over classes)" in answer(written)
     assert "hd95 [mm]" in Checked(written.page.read_text()).text
+    one = report(results, metrics=["hd95"], out="one")
+    assert {row["metric"] for path in (one.files[1], one.files[3]) for row in read_table(path)} == {"hd95"}
     with pytest.raises(InputError, match="metrics assd: must be among what was measured, dice, hd95"):
         report(results, metrics=["assd"])
 
