@@ -225,6 +225,14 @@ def test_equal_time_is_compared_with_the_reference_that_defines_it(study, report
 def test_the_correction_is_for_the_whole_study(study, report):
     rows = read_table(report(study).files[1])
     assert len(rows) == 2 * 2 * (3 + 1)  # models, kinds of training, classes of both datasets
+    keys = [(row["dataset"], row["class"], row["equal"], row["model"]) for row in rows]
+    assert keys == [
+        (dataset, of, equal, model)
+        for dataset, classes in ((NAME, (MEAN, "anterior", "posterior")), (OTHER, ("vessel",)))
+        for of in classes
+        for equal in ("iterations", "time")
+        for model in ("better", "alike")
+    ]
     corrected = holm([float(row["p"]) for row in rows])
     assert [float(row["p_holm"]) for row in rows] == pytest.approx(corrected)
 
