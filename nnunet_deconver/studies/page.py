@@ -29,7 +29,7 @@ th { background: #f4f4f4; }
 figure { margin: 0; flex: 0 1 auto; }
 img { max-width: 100%; height: auto; }
 figcaption, .note { font-size: .85rem; color: #555; }
-summary { cursor: pointer; }
+summary { cursor: pointer; max-width: 46rem; margin: .5em 0; overflow-wrap: anywhere; }
 """
 
 METHODS = f"""
@@ -93,7 +93,7 @@ def render_page(
     parts = [f"<h1>{escape(title)}</h1>"]
     if missing:
         parts.append(f'<div class="missing"><h2>Not finished</h2>{_list(missing)}</div>')
-    parts += ["<h2>In short</h2>", *(_list(block.splitlines()) for block in answer.split("\n\n"))]
+    parts += ["<h2>In short</h2>", *map(_answer, answer.split("\n\n"))]
     if limits:
         parts += ["<h2>Before you believe it</h2>", _list(limits)]
     for dataset, on in dict.fromkeys((model.dataset, model.on) for model in models):
@@ -158,6 +158,14 @@ def _digits(unit: str) -> int:
 
 def _list(lines: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+
+
+def _answer(block: str) -> str:
+    """The answer about a model: its first line, and the numbers behind it for whoever opens it."""
+    first, *others = block.splitlines()
+    return (
+        f"<details><summary>{escape(first)}</summary>{_list(others)}</details>" if others else f"<p>{escape(first)}</p>"
+    )
 
 
 def _table(rows: Sequence[Mapping[str, str]], texts: int) -> str:

@@ -310,7 +310,7 @@ def find_reference(group: Group, groups: Sequence[Group], reference: str) -> Gro
 def compare_groups(
     groups: Sequence[Group], reference: str, metrics: Mapping[str, Sequence[str]]
 ) -> list[ModelComparison]:
-    """Compares every model with the reference: metric by metric, in the mean over classes first, then class by class.
+    """Compares every model with the reference: metric by metric, the mean over classes first, then class by class.
 
     Args:
         groups: see `group_results`.
@@ -353,6 +353,8 @@ def compare_groups(
                         _by_seed(group, values[of], other, reference_values[of]),
                     )
                 )
+    order = list(dict.fromkeys((row.dataset, row.on, row.metric, row.of) for row in rows))
+    rows.sort(key=lambda row: order.index((row.dataset, row.on, row.metric, row.of)))
     for metric in {row.metric for row in rows}:
         chosen = [index for index, row in enumerate(rows) if row.metric == metric]
         for index, p in zip(chosen, holm([rows[index].found.p for index in chosen]), strict=True):

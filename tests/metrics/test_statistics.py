@@ -101,6 +101,13 @@ def test_without_seeds_to_draw_it_is_the_paired_t_interval():
     assert found.p == pytest.approx(expected.pvalue, abs=0.03)
 
 
+def test_two_cases_by_hand():
+    """One of the two is drawn, 1 or 3, so the mean is off by 1; divided by |Z|, for its one degree of freedom."""
+    found = compare_trainings(np.array([[1.0, 3.0]]), np.zeros((1, 2)), np.zeros(2, int))
+    expected = 1 / stats.norm.ppf(0.525)
+    assert (found.low, found.high) == pytest.approx((2 - expected, 2 + expected), rel=0.1)
+
+
 def test_the_variance_is_that_of_cases_and_of_trainings():
     """With many seeds the interval is 1.96 standard errors to each side, of the sum of both variances."""
     rng, seeds, folds, cases = np.random.default_rng(5), 40, 5, 60

@@ -173,10 +173,10 @@ def test_the_page_needs_nothing_else(study, report):
 
 
 def test_names_of_models_are_text(evaluated, report, values):
-    name = "<script>alert(1)</script> $x$ & co"
-    written = report([evaluated("nnunet", values(0)), evaluated(name, values(1))])
+    name, reference = "<script>alert(1)</script> $x$ & co", '"><b>reference</b>'
+    written = report([evaluated(reference, values(0)), evaluated(name, values(1))], reference=reference)
     page = Checked(written.page.read_text())
-    assert "script" not in page.tags
+    assert page.tags.isdisjoint({"script", "b"})
     assert name in page.text
     assert {row["model"] for row in read_table(written.files[1])} == {name}
 
@@ -225,6 +225,14 @@ def test_equal_time_is_compared_with_the_reference_that_defines_it(study, report
 def test_the_correction_is_for_the_whole_study(study, report):
     rows = read_table(report(study).files[1])
     assert len(rows) == 2 * 2 * (3 + 1)  # models, kinds of training, classes of both datasets
+    keys = [(row["dataset"], row["class"], row["equal"], row["model"]) for row in rows]
+    assert keys == [
+        (dataset, of, equal, model)
+        for dataset, classes in ((NAME, (MEAN, "anterior", "posterior")), (OTHER, ("vessel",)))
+        for of in classes
+        for equal in ("iterations", "time")
+        for model in ("better", "alike")
+    ]
     corrected = holm([float(row["p"]) for row in rows])
     assert [float(row["p_holm"]) for row in rows] == pytest.approx(corrected)
 
@@ -311,6 +319,7 @@ def test_one_seed_shows_nothing_of_another(evaluated, report, values):
     assert "nnunet has one seed" in " ".join(written.limits)
     assert "1 seed" not in answer(written).splitlines()[2].replace("(nnunet: 1)", "")
     assert "2 seeds (nnunet: 1)" in answer(written)
+    assert {row["interval_covers"] for row in read_table(written.files[1])} == {"cases"}
 
 
 @pytest.mark.parametrize(
@@ -435,6 +444,8 @@ def test_metrics_that_only_one_dataset_has(evaluated, report, values):
     assert {row["unit"] for row in rows if row["metric"] == "hd95"} == {"mm"}
     assert "hd95 and dice (mean over classes)" in answer(written)
     assert "hd95 [mm]" in Checked(written.page.read_text()).text
+    one = report(results, metrics=["hd95"], out="one")
+    assert {row["metric"] for path in (one.files[1], one.files[3]) for row in read_table(path)} == {"hd95"}
     with pytest.raises(InputError, match="metrics assd: must be among what was measured, dice, hd95"):
         report(results, metrics=["assd"])
 
