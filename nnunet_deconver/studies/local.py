@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -115,7 +116,6 @@ class LocalRun:
         self.left = list(workspace.tasks.values())
         self.running: dict[str, Task] = {}
         self.problems: dict[str, str] = {}
-        self.unexpected: BaseException | None = None
 
     def run(self) -> dict[str, str]:
         """Does all tasks that can be done.
@@ -123,21 +123,13 @@ class LocalRun:
         Returns:
             What failed: the task's name to how, with the end of its log.
         """
-        threads = [threading.Thread(target=self._work, args=(slot,), name=slot.name) for slot in self.slots]
-        with _interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        # Not by joining threads with a timeout: an interrupted join takes a thread for ended (Python 3.11).
+        with _interrupted_by(signal.SIGTERM, signal.SIGHUP), ThreadPoolExecutor(len(self.slots)) as pool:
             try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(0.2)  # or Ctrl-C would wait, too
+                for work in [pool.submit(self._work, slot) for slot in self.slots]:
+                    work.result()
             finally:
                 self.stop.set()
-                for thread in threads:
-                    if thread.ident is not None:
-                        thread.join()
-        if self.unexpected is not None:
-            raise self.unexpected
         return self.problems
 
     def _work(self, slot: Slot) -> None:
@@ -159,9 +151,9 @@ class LocalRun:
                 self.problems[task.name] = str(error)
             except InputError as error:
                 self.problems[task.name] = f"{task.name}: {error}"
-            except BaseException as error:  # of this program: the others end, too
-                self.unexpected = error
+            except BaseException:  # of this program: the others end, too
                 self.stop.set()
+                raise
             finally:
                 with self.lock:
                     del self.running[task.name]

@@ -70,7 +70,7 @@ def fake(folders, monkeypatch):
     for name in ("nnUNetv2_train", "nnUNetv2_predict"):
         program = folders / "bin" / name
         program.parent.mkdir(exist_ok=True)
-        program.write_text(f"#!/bin/sh\nexec {shlex.join([sys.executable, str(FAKE), name])} \"$@\"\n")
+        program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(FAKE), name])} "$@"\n')
         program.chmod(0o755)
     monkeypatch.setattr(running, "program_folders", lambda: (str(folders / "bin"),))
     return log

@@ -89,7 +89,12 @@ def test_what_is_wrong_is_named(folders, content, change, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such file"), ("datasets = [", "is not TOML"), (b"\xff\xfe", "is not TOML"), ("[" * 3000, "is not TOML")],
+    [
+        (None, "no such file"),
+        ("datasets = [", "is not TOML"),
+        (b"\xff\xfe", "is not TOML"),
+        ("[" * 3000, "is not TOML"),
+    ],
 )
 def test_files_that_are_none(tmp_path, text, message):
     path = tmp_path / "study.toml"
