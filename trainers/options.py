@@ -49,8 +49,10 @@ def with_options(name: str) -> type[nnUNetTrainer] | None:
     Raises:
         ArgumentError: if there is no trainer to which the options could belong, or a length is 0.
     """
-    if name in _made or name in _asked:
-        return _made.get(name)
+    if name in _asked:
+        return None
+    if name in _made:
+        return _made[name]
     found = _NAME.fullmatch(name)
     options = {key: value for key, value in found.groupdict().items() if value} if found else {}
     if not options:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import json
+import os
 import pickle
 import random
 
@@ -18,6 +19,7 @@ from nnunetv2.training.nnUNetTrainer.variants.training_length.nnUNetTrainer_Xepo
 
 from nnunet_deconver import trainers
 from nnunet_deconver.errors import InputError
+from nnunet_deconver.integration.trainers import shim_folder
 from nnunet_deconver.models.trainer import find_trainer
 from nnunet_deconver.trainers.options import without_options
 from nnunet_deconver.trainers.seeds import TRAINING, VALIDATION, OrderedBatches, SeededBatches, SeededTrainer
@@ -39,12 +41,12 @@ class OwnTrainer_3epochs(OwnTrainer):
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path, monkeypatch):
-    """nnU-Net's folders, and a folder of trainers."""
+    """nnU-Net's folders, and a folder of trainers beside this package's."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "own_trainers_with_options.py").write_text(OWN)
-    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "own"))
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join((str(shim_folder()), str(tmp_path / "own"))))
 
 
 @pytest.fixture
