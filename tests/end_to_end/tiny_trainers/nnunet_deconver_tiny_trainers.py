@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -55,6 +56,27 @@ class nnUNetTrainerMortal(_Mortal, nnUNetTrainer):
     def on_train_start(self):
         super().on_train_start()
         self.save_every = 1
+
+
+class _Studied:
+    """Goes on after each epoch; each takes at least half a second, so that there is time to kill it."""
+
+    def on_train_start(self):
+        super().on_train_start()
+        self.save_every = 1
+        self.logger.plot_progress_png = lambda folder: None
+
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        time.sleep(0.5)
+
+
+class nnUNetTrainerTinyStudied(_Studied, nnUNetTrainer):
+    """nnU-Net's own."""
+
+
+class nnUNetTrainerDeconverTinyStudied(_Studied, nnUNetTrainerDeconver):
+    """Deconver's."""
 
 
 class nnUNetTrainerDeconverTinyLong(_Mortal, _Tiny, nnUNetTrainerDeconver):
