@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged", "mungekey")
-NODES = {"n1": 17301, "n2": 17302}
+NODES = ("n1", "n2")
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -23,7 +23,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-SlurmctldPort=17300
+SlurmctldPort={port}
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -46,6 +46,15 @@ def why_not() -> str | None:
     return None
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 class Cluster:
     """SLURM, until `stop`.
 
@@ -58,10 +67,11 @@ class Cluster:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(parents=True)
         host = socket.gethostname().partition(".")[0]
-        nodes = "\n".join(NODE.format(name=name, host=host, port=port) for name, port in NODES.items())
+        port, *ports = free_ports(1 + len(NODES))
+        nodes = "\n".join(NODE.format(name=name, host=host, port=one) for name, one in zip(NODES, ports, strict=True))
         self.configuration = folder / "slurm.conf"
         self.configuration.write_text(
-            CONFIGURATION.format(host=host, folder=folder, nodes=nodes, names=",".join(NODES))
+            CONFIGURATION.format(host=host, folder=folder, port=port, nodes=nodes, names=",".join(NODES))
         )
         self.variables = {"SLURM_CONF": str(self.configuration)}
         self._start_munge()
