@@ -120,7 +120,6 @@ def test_a_disturbed_study_on_slurm_ends_as_an_undisturbed_one_here(cluster, env
     process.kill()
     process.wait()
     cluster.start_node("n2")
-    cluster.call("scontrol", "update", "NodeName=n2", "State=RESUME")
     cluster.wait_for_nodes()
     for _ in range(3):  # what was killed has failed, and is tried again with each command
         process = study(path, out, variables, "--engine", "slurm")
