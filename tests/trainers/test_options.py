@@ -24,6 +24,8 @@ from nnunet_deconver.models.trainer import find_trainer
 from nnunet_deconver.trainers.options import without_options
 from nnunet_deconver.trainers.seeds import TRAINING, VALIDATION, OrderedBatches, SeededBatches, SeededTrainer
 
+# A thread of batchgenerators may still read from a process that has ended.
+ends_workers = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 OWN = """
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -210,6 +212,7 @@ def take(number, found) -> list:
     return [{key: np.asarray(value).tolist() for key, value in batch.items()} for batch in found]
 
 
+@ends_workers
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_batches_do_not_depend_on_the_number_of_workers(workers):
     threads = torch.get_num_threads()
@@ -273,7 +276,7 @@ def test_the_blur_does_not_depend_on_what_is_fast(monkeypatch):
     assert found[0] == found[1]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of batchgenerators' thread
+@ends_workers
 def test_a_worker_that_died_ends_the_training():
     augmenter = OrderedBatches(batches(Shuffling(), workers=2), None, 2, wait_time=0.002)
     augmenter.restart()
