@@ -1,8 +1,17 @@
 """Plans for a study of networks on the same patches: other networks in the place of the one of nnU-Net's plans.
 
+    nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres
+    nnUNetv2_plan_experiment -d 4 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
     python benchmarks/studies/prepare.py Dataset004_Hippocampus 3d_fullres nnUNetPlans_150MB
 
-writes, beside the plans in nnUNet_preprocessed, `<plans>_ResEnc` (nnU-Net's residual encoder, with its blocks per
+    nnUNetv2_plan_and_preprocess -d 21 -c 2d
+    nnUNetv2_plan_experiment -d 21 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
+    python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_150MB
+
+    export nnUNet_extTrainer=benchmarks/studies/trainers
+    nnunet-deconver study benchmarks/studies/cpu.toml -o cpu_study --workers 2
+
+prepare.py writes, beside the plans in nnUNet_preprocessed, `<plans>_ResEnc` (nnU-Net's residual encoder, with its blocks per
 stage) and `<plans>_DeconverDTC` (Deconver with DTC and the head `norm`). Patch, batch, stages, strides and features
 stay, and so does the preprocessed data, which is that of nnUNetPlans.
 """

@@ -34,7 +34,7 @@ class Stopped(Exception):
 
 def task_environment(study_device: str) -> dict[str, str]:
     """The variables of a task's command: nnU-Net finds our trainers without being registered."""
-    folders = dict.fromkeys(map(str, (shim_folder(), *external_folders())))
+    folders = dict.fromkeys(str(folder.resolve()) for folder in (shim_folder(), *external_folders()))
     environment = {**os.environ, VARIABLE: os.pathsep.join(folders), "PYTHONUNBUFFERED": "1"}
     if study_device == "cpu":
         environment.setdefault("nnUNet_compile", "f")  # which nnU-Net does not do there
