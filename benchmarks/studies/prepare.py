@@ -11,9 +11,9 @@
     export nnUNet_extTrainer=benchmarks/studies/trainers
     nnunet-deconver study benchmarks/studies/cpu.toml -o cpu_study --workers 2
 
-prepare.py writes, beside the plans in nnUNet_preprocessed, `<plans>_ResEnc` (nnU-Net's residual encoder, with its blocks
-per stage) and `<plans>_DeconverDTC` (Deconver with DTC and the head `norm`). Patch, batch, stages, strides and features
-stay, and so does the preprocessed data, which is that of nnUNetPlans.
+prepare.py writes, beside the plans in nnUNet_preprocessed, `<plans>_ResEnc` (nnU-Net's residual encoder, with its
+blocks per stage) and `<plans>_DeconverDTC` (Deconver with DTC and the head `norm`). Patch, batch, stages, strides and
+features stay, and so does the preprocessed data, which is that of nnUNetPlans.
 """
 
 import argparse

@@ -128,18 +128,17 @@ def run(args: argparse.Namespace) -> int:
         raise ArgumentError("out", args.out, "is a file; name a folder")
     if args.model is None and (args.references is None or args.predictions is None):
         raise InputError("name two folders, GT and PRED, or a trained model: --model FOLDER")
-    of_cross_validation = args.model is not None and args.predictions is None
-    if args.folds is not None and not of_cross_validation:
-        raise InputError("--folds goes with --model, without PRED")
     options = {"dataset_json": args.dataset_json, "chill": args.chill, "processes": args.processes}
     chosen = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
     chosen |= {"tolerances": tuple(args.tolerance)} if args.tolerance is not None else {}
     chosen |= {"far": tuple(args.far)} if args.far is not None else {}
     options["settings"] = like(args.like, **chosen) if args.like else Settings(**chosen)
     try:
-        if of_cross_validation:
+        if args.model is not None and args.predictions is None:
             summary = evaluate_model(args.model, args.out, references=args.references, folds=args.folds, **options)
         else:
+            if args.folds is not None:
+                raise InputError("--folds goes with --model, without PRED")
             model = check_model(args.model) if args.model else None
             summary = evaluate(args.references, args.predictions, args.out, model=model, **options)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -143,10 +144,6 @@ def test_a_disturbed_study_on_slurm_ends_as_an_undisturbed_one_here(cluster, env
     )
     # No epoch was trained twice, but for those after the last checkpoint of what was killed; nothing was begun anew.
     for fold in results.rglob("fold_*"):
-        epochs = [
-            line.rpartition(" ")[2]
-            for text in fold.glob("training_log_*.txt")
-            for line in text.read_text().splitlines()
-            if line.rstrip().rpartition(" ")[0].endswith("Epoch")
-        ]
+        logs = [path.read_text() for path in fold.glob("training_log_*.txt")]
+        epochs = [int(number) for log in logs for number in re.findall(r": Epoch (\d+)", log)]
         assert len(set(epochs)) == 16 and len(epochs) <= 16 + 2, fold
