@@ -122,11 +122,22 @@ class SlurmRun:
     def submit(self) -> None:
         """Submits what is not done and not queued already."""
         queued = queue()
-        active = {name for name, number in self.jobs.items() if number in queued}
-        open_tasks = [task for task in self.workspace.tasks.values() if not self.workspace.is_done(task)]
-        wanted = [task for task in open_tasks if task.name not in active]
-        for task in wanted:
+        wanted: dict[str, Task] = {}
+        for task in self.workspace.tasks.values():
+            if self.workspace.is_done(task):
+                continue
+            number = self.jobs.get(task.name)
+            if number in queued:
+                if not any(each.name in wanted for each in self.workspace.requires(task)):
+                    continue
+                # It waits for jobs that have failed meanwhile, not for those that are submitted in their place.
+                subprocess.run(["scancel", str(number)], check=True, timeout=60)
+                del queued[number]
+            wanted[task.name] = task
             (self.workspace.folder(task) / FAILURE).unlink(missing_ok=True)
+        self._submit(list(wanted.values()), queued)
+
+    def _submit(self, wanted: Sequence[Task], queued: dict[str, str]) -> None:
         for equal in self.workspace.study.equal:
             trained = [task for task in wanted if task.equal == equal and task.kind in (TRAIN, VALIDATE)]
             self._submit_trainings(trained, queued)
