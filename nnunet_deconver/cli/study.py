@@ -3,6 +3,8 @@
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +74,11 @@ def run(args: argparse.Namespace) -> int:
         return _report(workspace)
     if args.task:
         return _tasks(workspace, args.task)
-    engine = {"local": _local, "slurm": _slurm, "print": _print}[args.engine]
-    if args.engine == "slurm":
-        from nnunet_deconver.studies.slurm import check_cluster
-
-        check_cluster()
+    # An engine first looks for what it takes, so that nothing is noted of a study that cannot run here.
+    start = {"local": _local, "slurm": _slurm, "print": _print}[args.engine](workspace, args)
     check_study(workspace)
     keep_study(study, out)
-    return engine(workspace, args)
+    return start()
 
 
 def _chosen(args: argparse.Namespace) -> "tuple[str, Study, Path]":
@@ -113,40 +112,61 @@ def _number(name: str, text: str) -> int:
         raise ArgumentError(name, text, "must be whole numbers") from None
 
 
-def _local(workspace: "Workspace", args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
+def _local(workspace: "Workspace", args: argparse.Namespace) -> Callable[[], int]:
     from nnunet_deconver.studies.local import LocalRun, find_slots
 
     slots = find_slots(workspace.study, args.workers)
-    print(f"{len(workspace.tasks)} tasks, {len(slots)} at a time ({'; '.join(slot.name for slot in slots)})")
-    with tqdm(total=len(workspace.tasks), unit="task", desc="study") as bar:
-        problems = LocalRun(workspace, slots, lambda names: _show(bar, workspace, names)).run()
-        _show(bar, workspace, [])
-    return _end(workspace, problems)
+
+    def start() -> int:
+        print(f"{len(workspace.tasks)} tasks, {len(slots)} at a time ({'; '.join(slot.name for slot in slots)})")
+        with _bar(workspace) as show:
+            problems = LocalRun(workspace, slots, show).run()
+        return _end(workspace, problems)
+
+    return start
 
 
-def _slurm(workspace: "Workspace", args: argparse.Namespace) -> int:
-    from tqdm import tqdm
+def _slurm(workspace: "Workspace", args: argparse.Namespace) -> Callable[[], int]:
+    from nnunet_deconver.studies.slurm import SlurmRun, check_cluster
 
-    from nnunet_deconver.studies.slurm import SlurmRun
+    check_cluster()
 
-    with tqdm(total=len(workspace.tasks), unit="task", desc="study") as bar:
-        run = SlurmRun(workspace, lambda names: _show(bar, workspace, names))
-        run.submit()
-        bar.write("submitted; the jobs go on without this command, which can be ended and run again")
-        problems = run.watch()
-        _show(bar, workspace, [])
-    return _end(workspace, problems)
+    def start() -> int:
+        with _bar(workspace) as show:
+            run = SlurmRun(workspace, show)
+            run.submit()
+            print("submitted; the jobs go on without this command, which can be ended and run again", flush=True)
+            problems = run.watch()
+        return _end(workspace, problems)
+
+    return start
 
 
-def _print(workspace: "Workspace", args: argparse.Namespace) -> int:
+def _print(workspace: "Workspace", args: argparse.Namespace) -> Callable[[], int]:
     from nnunet_deconver.studies.printed import write_commands
 
-    for path in write_commands(workspace):
-        print(f"wrote {path}: {len(path.read_text().splitlines())} commands")
-    print("the lines of a file can run at the same time, in any order, once those of the files before are done")
-    return 0
+    def start() -> int:
+        for path in write_commands(workspace):
+            print(f"wrote {path}: {len(path.read_text().splitlines())} commands")
+        print("the lines of a file can run at the same time, in any order, once those of the files before are done")
+        return 0
+
+    return start
+
+
+@contextmanager
+def _bar(workspace: "Workspace") -> Iterator[Callable[[list[str]], None]]:
+    """A progress bar over all tasks, and the function that moves it on, given the names of those that run."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(workspace.tasks), unit="task", desc="study") as bar:
+
+        def show(running: list[str]) -> None:
+            bar.n = sum(map(workspace.is_done, workspace.tasks.values()))
+            bar.set_postfix_str(f"{len(running)} running")
+
+        yield show
+        show([])
 
 
 def _tasks(workspace: "Workspace", names: list[str]) -> int:
@@ -181,11 +201,6 @@ def _report(workspace: "Workspace") -> int:
     for path in report_study(workspace):
         print(f"wrote {path}")
     return 0
-
-
-def _show(bar: "object", workspace: "Workspace", running: list[str]) -> None:
-    bar.n = sum(map(workspace.is_done, workspace.tasks.values()))  # pyright: ignore[reportAttributeAccessIssue]
-    bar.set_postfix_str(f"{len(running)} running", refresh=True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _end(workspace: "Workspace", problems: dict[str, str]) -> int:

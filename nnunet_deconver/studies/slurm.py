@@ -109,6 +109,7 @@ class SlurmRun:
         self.folder = workspace.out / "slurm"
         path = self.folder / JOBS
         self.jobs: dict[str, str] = read_json(path) if path.is_file() else {}
+        self._submitted: set[str] = set()  # numbers of jobs
 
     def run(self) -> dict[str, str]:
         """Submits what is not done and not queued, and watches until all has ended.
@@ -172,19 +173,15 @@ class SlurmRun:
         needed = {each.name: None for task in tasks for each in self.workspace.requires(task)}
         own = {task.name for task in tasks}
         numbers = [self.jobs.get(name) for name in needed if name not in own]
-        submitted = {number for number in self.jobs.values() if number in queued or number in self._new}
+        submitted = {number for number in self.jobs.values() if number in queued or number in self._submitted}
         return list(dict.fromkeys(number for number in numbers if number in submitted))
-
-    @property
-    def _new(self) -> set[str]:
-        return self.__dict__.setdefault("_submitted_now", set())
 
     def _note(self, jobs: Iterable[tuple[str, str]]) -> None:
         # At once: a command that is killed knows what it submitted. What it does not know is no harm, as a task that
         # another job works on is waited for.
         for name, number in jobs:
             self.jobs[name] = number
-            self._new.add(number)
+            self._submitted.add(number)
         with written_whole(self.folder / JOBS) as file:
             json.dump(self.jobs, file, indent=1)
 

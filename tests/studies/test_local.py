@@ -243,6 +243,16 @@ def test_slots(folders, content, monkeypatch):
         find_slots(gpus, None)
 
 
+def test_a_study_that_cannot_run_here_leaves_nothing(folders, fake, monkeypatch, capsys):
+    """Otherwise, the same with device = "cpu" would be another study in its folder."""
+    path = write(folders)
+    path.write_text(path.read_text().replace('"cpu"', '"cuda"'))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert main(["study", str(path)]) == 2
+    assert "a training takes 1 GPU, and there are 0 here" in capsys.readouterr().err
+    assert not (folders / "study").exists()
+
+
 def test_cores_are_those_of_the_slot(folders, fake, content):
     made = workspace(folders, content, folds=[0], seeds=[0], trainers=["nnUNetTrainer"])
     program = folders / "bin" / "nnUNetv2_train"
