@@ -35,9 +35,15 @@ def report_study(workspace: Workspace) -> list[Path]:
     left = sum(each.state != DONE for each in statuses)
     if left:
         missing.insert(0, f"{left} of {len(statuses)} tasks are not done.")
+    costs = {}
+    for dataset, model in dict.fromkeys((task.dataset, task.model) for task in evaluated):
+        try:
+            costs[dataset, model] = _cost(workspace, dataset, model)
+        except InputError as error:  # a network that can be trained, but not counted
+            missing.append(f"The cost of {model} on {dataset} is not known: {error}")
     report = write_report(
         [_result(workspace, task) for task in evaluated],
-        {key: _cost(workspace, *key) for key in dict.fromkeys((task.dataset, task.model) for task in evaluated)},
+        costs,
         workspace.out,
         reference=study.reference,
         metrics=study.metrics,

@@ -45,7 +45,8 @@ def network_cost(workspace: Workspace, dataset: str, model: str) -> NetworkCost:
     trainer = workspace.trainer(Task(TRAIN, dataset, model, "iterations"))
     configuration = workspace.configuration(dataset, chosen)
     files = folder / f"{chosen.plans}.json", folder / "dataset.json"
-    task, (subject,) = of_plans(*files, [trainer], configuration)
+    # What these plans name was trained with, or will be.
+    task, (subject,) = of_plans(*files, [trainer], configuration, trust=True)
     return count(subject, task)
 
 

@@ -173,8 +173,6 @@ def describe_failure(workspace: Workspace, task: Task) -> str | None:
         ended = "ended, but what it makes is not there"
     elif isinstance(code, int) and code < 0:
         ended = f"was ended by signal {-code}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    elif failure.get("reason"):
-        ended = str(failure["reason"])
     lines = deque(maxlen=LOG_LINES)
     with suppress(OSError), (folder / LOG).open(encoding="utf-8", errors="replace") as file:
         lines.extend(line.rstrip() for line in file if line.strip())

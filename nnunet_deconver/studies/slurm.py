@@ -47,7 +47,7 @@ def check_cluster() -> None:
         raise InputError('--engine slurm takes submitit; run: pip install "nnunet-deconver[cluster]"') from None
     try:
         queue()
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join(str(getattr(error, "stderr", "") or error).split())
         raise InputError(f"--engine slurm: SLURM does not answer ({reason})") from error
 
@@ -110,6 +110,7 @@ class SlurmRun:
         path = self.folder / JOBS
         self.jobs: dict[str, str] = read_json(path) if path.is_file() else {}
         self._submitted: set[str] = set()  # numbers of jobs
+        self._counted: dict[tuple[str, str], tuple[float, str | None]] = {}
 
     def run(self) -> dict[str, str]:
         """Submits what is not done and not queued, and watches until all has ended.
@@ -132,10 +133,13 @@ class SlurmRun:
                 if not any(each.name in wanted for each in self.workspace.requires(task)):
                     continue
                 # It waits for jobs that have failed meanwhile, not for those that are submitted in their place.
-                subprocess.run(["scancel", str(number)], check=True, timeout=60)
+                subprocess.run(["scancel", str(number)], check=False, timeout=60)  # it may have ended just now
                 del queued[number]
             wanted[task.name] = task
             (self.workspace.folder(task) / FAILURE).unlink(missing_ok=True)
+        for task in wanted.values():
+            if task.uses_device:  # all are counted before the first is submitted
+                self._asked_for(task.dataset, task.model)
         self._submit(list(wanted.values()), queued)
 
     def _submit(self, wanted: Sequence[Task], queued: dict[str, str]) -> None:
@@ -189,15 +193,12 @@ class SlurmRun:
         import submitit  # pyright: ignore[reportMissingImports]
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        study, cluster = self.workspace.study, self.workspace.study.cluster
+        cluster = self.workspace.study.cluster
         further: dict[str, Any] = {"requeue": True, **cluster.sbatch}
         options: dict[str, Any] = {"timeout_min": math.ceil(60 * cluster.hours), "slurm_cpus_per_task": cluster.cpus}
         if kind in (TRAIN, PREDICT):
-            needed = training_resources(self.workspace, dataset, model, cluster.cpus)
-            memory = cluster.memory_gb or math.ceil(needed.memory / 1e9)
-            if study.device == "cuda":
-                gres = gpu_of(cluster.gpus, needed.gpu_memory) or "gpu"
-                further["gres"] = f"{gres}:{study.num_gpus}"
+            memory, gres = self._asked_for(dataset, model)
+            further |= {"gres": gres} if gres else {}
         else:
             memory = cluster.memory_gb or EVALUATION_GB
             options["timeout_min"] = math.ceil(60 * min(cluster.hours, EVALUATION_HOURS))
@@ -217,10 +218,25 @@ class SlurmRun:
         )
         return executor
 
+    def _asked_for(self, dataset: str, model: str) -> tuple[float, str | None]:
+        """Main memory of a training, in GB, and its GPUs, None on a CPU."""
+        if (dataset, model) not in self._counted:
+            study, cluster = self.workspace.study, self.workspace.study.cluster
+            needed = training_resources(self.workspace, dataset, model, cluster.cpus)
+            gres = None
+            if study.device == "cuda":
+                gres = f"{gpu_of(cluster.gpus, needed.gpu_memory) or 'gpu'}:{study.num_gpus}"
+            self._counted[dataset, model] = cluster.memory_gb or math.ceil(needed.memory / 1e9), gres
+        return self._counted[dataset, model]
+
     def watch(self) -> dict[str, str]:
         """Waits until no job of the study is queued; see `run` for what it returns."""
         while True:
-            queued = queue()
+            try:
+                queued = queue()
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+                time.sleep(self.interval)  # the controller is busy, or restarts
+                continue
             open_tasks = [task for task in self.workspace.tasks.values() if not self.workspace.is_done(task)]
             active = [task for task in open_tasks if self.jobs.get(task.name) in queued]
             self.on_change([task.name for task in active if queued[self.jobs[task.name]] == "RUNNING"])
