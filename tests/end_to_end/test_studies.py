@@ -4,12 +4,14 @@ import csv
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,28 @@ def wait_for(condition, seconds=300):
     raise AssertionError("waited in vain")
 
 
+def check_same(out: Path, undisturbed: Path):
+    """Seeded trainings go on exactly as if nothing had been: even the last digits are equal."""
+    assert measured(out) == measured(undisturbed) and len(measured(out)) == 2
+    for one, other in zip(comparison(out), comparison(undisturbed), strict=True):
+        for key in one:
+            assert one[key] == other[key] or any(word in key for word in ("hours", "seconds")), key
+
+
+def check_trained_once(results: Path, kills: int):
+    """No epoch twice, but for those after the last checkpoint of what was killed; nothing is missing."""
+    folds = list(results.rglob("fold_*"))
+    assert len(folds) == 6
+    repeated = 0
+    for fold in folds:
+        assert (fold / "checkpoint_final.pth").exists()
+        logs = [path.read_text() for path in fold.glob("training_log_*.txt")]
+        epochs = [int(number) for log in logs for number in re.findall(r": Epoch (\d+)", log)]
+        assert set(epochs) == set(range(12)), fold
+        repeated += len(epochs) - 12
+    assert repeated <= 2 * kills
+
+
 def test_a_disturbed_study_on_slurm_ends_as_an_undisturbed_one_here(cluster, environment, tmp_path):
     """A training is killed, then a node, then the command; the report is that of a study nobody disturbed."""
     path = tmp_path / "study.toml"
@@ -136,18 +160,38 @@ def test_a_disturbed_study_on_slurm_ends_as_an_undisturbed_one_here(cluster, env
     undisturbed = tmp_path / "undisturbed"
     process = study(path, undisturbed, environment(tmp_path / "undisturbed_results"), "--workers", "2")
     assert process.wait(900) == 0, undisturbed.with_suffix(".log").read_text()[-5000:]
-    # Seeded trainings go on exactly as if nothing had been: even the last digits are equal.
-    assert measured(out) == measured(undisturbed) and len(measured(out)) == 2
-    costs = ("hours", "seconds")
-    for one, other in zip(comparison(out), comparison(undisturbed), strict=True):
-        for key in one:
-            assert one[key] == other[key] or any(word in key for word in costs), key
-    assert sorted(str(each.relative_to(results)) for each in results.rglob("checkpoint_final.pth")) == sorted(
-        str(each.relative_to(tmp_path / "undisturbed_results"))
-        for each in (tmp_path / "undisturbed_results").rglob("checkpoint_final.pth")
-    )
-    # No epoch was trained twice, but for those after the last checkpoint of what was killed; nothing was begun anew.
-    for fold in results.rglob("fold_*"):
-        logs = [path.read_text() for path in fold.glob("training_log_*.txt")]
-        epochs = [int(number) for log in logs for number in re.findall(r": Epoch (\d+)", log)]
-        assert len(set(epochs)) == 12 and len(epochs) <= 12 + 2, fold
+    check_same(out, undisturbed)
+    check_trained_once(results, kills=1)
+
+
+def test_a_study_killed_here_ends_as_an_undisturbed_one(environment, tmp_path, request):
+    """As in tests/studies, where nnU-Net is a stand-in: kill -9 of the study, of a training, or of both."""
+    kills = request.config.getoption("kills")
+    if kills < 2:
+        pytest.skip("takes minutes; --kills 10 runs it")
+    rng = random.Random(request.config.getoption("kills_seed"))
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    out, results = tmp_path / "killed", tmp_path / "killed_results"
+    variables = environment(results)
+    for _ in range(kills):
+        process = study(path, out, variables, "--workers", "2")
+        wait_for(lambda: running(out) or process.poll() is not None)
+        time.sleep(rng.uniform(0, 20))
+        chosen, claims = rng.choice(("study", "training", "both")), list(running(out).values())
+        if chosen != "training":
+            process.kill()
+        if chosen != "study" and claims:
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(claims)["group"], signal.SIGKILL)
+        if chosen == "training":
+            time.sleep(rng.uniform(0, 5))
+            process.kill()
+        process.wait()
+    process = study(path, out, variables, "--workers", "2")
+    assert process.wait(900) == 0, out.with_suffix(".log").read_text()[-5000:]
+    undisturbed = tmp_path / "undisturbed"
+    process = study(path, undisturbed, environment(tmp_path / "undisturbed_results"), "--workers", "2")
+    assert process.wait(900) == 0
+    check_same(out, undisturbed)
+    check_trained_once(results, kills)
