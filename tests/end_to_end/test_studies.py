@@ -176,7 +176,7 @@ def test_a_study_killed_here_ends_as_an_undisturbed_one(environment, tmp_path, r
     variables = environment(results)
     for _ in range(kills):
         process = study(path, out, variables, "--workers", "2")
-        wait_for(lambda: running(out) or process.poll() is not None)
+        wait_for(lambda process=process: running(out) or process.poll() is not None)
         time.sleep(rng.uniform(0, 20))
         chosen, claims = rng.choice(("study", "training", "both")), list(running(out).values())
         if chosen != "training":
