@@ -17,7 +17,7 @@ from nnunet_deconver.metrics.definitions import PRACTICES, Settings, like
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports] not there on later Pythons
 
 FILE = "study.json"
 ITERATIONS, TIME = "iterations", "time"
