@@ -1,0 +1,142 @@
+"""Prints what a study came to, in Markdown, from its files in benchmarks/results.
+
+    python benchmarks/studies/tables.py cpu_study answer
+    python benchmarks/studies/tables.py cpu_study differences Dataset004_Hippocampus
+    python benchmarks/studies/tables.py cpu_study costs Dataset004_Hippocampus
+
+The files are the study's own: comparison.csv, models.csv and study.json.
+"""
+
+import argparse
+import csv
+import json
+import textwrap
+from pathlib import Path
+
+RESULTS = Path(__file__).parents[1] / "results"
+MEAN = "mean over classes"
+DIGITS = {"dice": 4, "hd95": 2}
+
+
+def rows(study: str, name: str) -> list[dict[str, str]]:
+    """The rows of one of its tables."""
+    with (RESULTS / study / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def headlines(study: str) -> list[dict[str, str]]:
+    """The comparisons of Dice, in the mean over classes where there are several."""
+    found = {}
+    for row in rows(study, "comparison"):
+        if row["metric"] == "dice" and row["on"] == "cross-validation":
+            found.setdefault((row["dataset"], row["equal"], row["model"]), row)
+    return list(found.values())
+
+
+def interval(row: dict[str, str], digits: int) -> str:
+    """The difference with its interval."""
+    difference, low, high = (f"{float(row[key]):+.{digits}f}" for key in ("difference", "low", "high"))
+    return f"{difference} [{low}, {high}]"
+
+
+def short(dataset: str) -> str:
+    """A dataset's name without its number."""
+    return dataset.partition("_")[2]
+
+
+def answer(study: str) -> str:
+    """Is it better, by how much, at what cost: three lines."""
+    compared = headlines(study)
+    verdicts = {verdict: [row for row in compared if row["verdict"] == verdict] for verdict in ("better", "worse")}
+    reference = compared[0]["reference"]
+    settings = json.loads((RESULTS / study / "study.json").read_text())
+    iterations = settings["epochs"] * settings["iterations"]
+    others = len(compared) - sum(map(len, verdicts.values()))
+    models = {row["model"] for row in compared}
+    datasets = list(dict.fromkeys(short(row["dataset"]) for row in compared))
+
+    def listed(verdict: str) -> str:
+        places: dict[str, list[str]] = {}
+        for row in verdicts[verdict]:
+            places.setdefault(f"{row['model']} on {short(row['dataset'])}", []).append(row["equal"])
+        return "; ".join(f"{place} (equal {' and '.join(equal)})" for place, equal in places.items()) or "none"
+
+    def said(row: dict[str, str]) -> str:
+        return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
+
+    ordered = sorted(compared, key=lambda row: float(row["difference"]))
+    costs = {(row["dataset"], row["model"]): row for row in rows(study, "models") if row["equal"] == "iterations"}
+    ratios = []
+    for model in dict.fromkeys(row["model"] for row in compared):
+        by_dataset = [
+            float(costs[name, model]["fastest_epoch_s"]) / float(costs[name, reference]["fastest_epoch_s"])
+            for name in settings["datasets"]
+        ]
+        ratios.append(f"{model} {' / '.join(f'{ratio:.2f}' for ratio in by_dataset)}")
+    lines = (
+        f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
+        f"{' and '.join(datasets)}, equal iterations and equal time), {len(verdicts['better'])} are better: "
+        f"{listed('better')}. {len(verdicts['worse'])} are worse: {listed('worse')}. In {others}, no difference could "
+        "be shown (p < 0.05 after Holm).",
+        f"- **By how much?** From {said(ordered[0])}, to {said(ordered[-1])} (95 % intervals over cases and "
+        "trainings).",
+        f"- **At what cost?** Time of an iteration on one CPU core, times that of {reference}, on "
+        f"{' / '.join(datasets)}: {', '.join(ratios)}. Limits: {iterations} iterations, "
+        f"{len(settings['folds'])} folds, {len(settings['seeds'])} seeds, small patches. "
+        "Long trainings were not measured.",
+    )
+    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+
+
+def differences(study: str, dataset: str) -> str:
+    """Differences to the reference at equal iterations and at equal time, in all metrics that were compared."""
+    compared = [row for row in rows(study, "comparison") if row["dataset"] == dataset and row["on"] != "test"]
+    classes = list(dict.fromkeys(row["class"] for row in compared))
+    lines = [["model", "equal", "metric", *classes]]
+    for row in compared:
+        key = [row["model"], row["equal"], " / ".join(filter(None, (row["metric"], row["unit"])))]
+        if lines[-1][:3] != key:
+            lines.append(key)
+        marked = {"better": "**", "worse": "_"}.get(row["verdict"], "")
+        lines[-1].append(f"{marked}{interval(row, DIGITS.get(row['metric'], 4))}{marked}")
+    return markdown(lines)
+
+
+def costs(study: str, dataset: str) -> str:
+    """What was reached, and what a training took."""
+    lines = [
+        ["model", "equal", "Dice", "HD95", "parameters / M", "kFLOPs / voxel", "epochs", "minutes", "fastest epoch / s"]
+    ]
+    for row in rows(study, "models"):
+        if row["dataset"] == dataset and row["on"] == "cross-validation":
+            numbers = [
+                f"{float(row['dice']):.3f}",
+                f"{float(row['hd95']):.2f}",
+                f"{float(row['parameters']) / 1e6:.2f}",
+                f"{float(row['flops_per_voxel']) / 1e3:.0f}",
+                f"{float(row['epochs']):.0f}",
+                f"{60 * float(row['hours']):.1f}",
+                f"{float(row['fastest_epoch_s']):.1f}",
+            ]
+            lines.append([row["model"], row["equal"], *numbers])
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A table."""
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
+
+
+def main():
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="folder in benchmarks/results")
+    parser.add_argument("what", choices=[each.__name__ for each in (answer, differences, costs)])
+    parser.add_argument("dataset", nargs="*", help="name")
+    args = parser.parse_args()
+    print(globals()[args.what](args.study, *args.dataset))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What is printed of a study's files."""
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "studies" / "tables.py"
+specification = importlib.util.spec_from_file_location("study_tables", SCRIPT)
+tables = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(tables)
+
+
+def comparison(model, equal, difference, verdict, metric="dice", of="mean over classes"):
+    return {
+        "dataset": "Dataset004_Hippocampus",
+        "on": "cross-validation",
+        "equal": equal,
+        "model": model,
+        "reference": "nnU-Net",
+        "metric": metric,
+        "unit": "mm" if metric == "hd95" else "",
+        "class": of,
+        "difference": difference,
+        "low": difference - 0.01,
+        "high": difference + 0.01,
+        "verdict": verdict,
+    }
+
+
+@pytest.fixture(autouse=True)
+def study(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    compared = [
+        comparison("Deconver", "iterations", 0.02, "better"),
+        comparison("Deconver", "iterations", 0.5, "better", of="anterior"),
+        comparison("Deconver", "iterations", -0.25, "better", metric="hd95"),
+        comparison("Deconver", "time", 0.015, "better"),
+        comparison("DTC", "iterations", -0.03, "worse"),
+        comparison("DTC", "time", 0.001, "no difference shown"),
+    ]
+    models = [
+        {
+            "dataset": "Dataset004_Hippocampus",
+            "on": "cross-validation",
+            "equal": "iterations",
+            "model": model,
+            "dice": 0.8,
+            "hd95": 2.345,
+            "parameters": 5.6e6,
+            "flops_per_voxel": 427e3,
+            "epochs": 8,
+            "hours": 0.1,
+            "fastest_epoch_s": seconds,
+        }
+        for model, seconds in (("nnU-Net", 10), ("Deconver", 12), ("DTC", 11))
+    ]
+    for name, rows in (("comparison", compared), ("models", models)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    settings = {"datasets": ["Dataset004_Hippocampus"], "epochs": 8, "iterations": 15, "folds": [0, 1], "seeds": [3, 4]}
+    (folder / "study.json").write_text(json.dumps(settings))
+
+
+def test_the_answer_counts_wins_and_losses():
+    said = " ".join(tables.answer("study").split())
+    assert "Of 4 comparisons of Dice with nnU-Net (2 networks, Hippocampus, equal iterations and equal time)" in said
+    assert "2 are better: Deconver on Hippocampus (equal iterations and time)." in said
+    assert "1 are worse: DTC on Hippocampus (equal iterations). In 1, no difference could be shown" in said
+    assert "From DTC on Hippocampus at equal iterations: -0.030 [-0.040, -0.020], to Deconver" in said
+    assert "Deconver on Hippocampus at equal iterations: +0.020 [+0.010, +0.030]" in said
+    assert "on Hippocampus: Deconver 1.20, DTC 1.10." in said
+    assert "Limits: 120 iterations, 2 folds, 2 seeds" in said
+
+
+def test_differences_are_marked_by_what_they_say():
+    lines = tables.differences("study", "Dataset004_Hippocampus").splitlines()
+    assert lines[0] == "| model | equal | metric | mean over classes | anterior |"
+    assert (
+        lines[2] == "| Deconver | iterations | dice | **+0.0200 [+0.0100, +0.0300]** | **+0.5000 [+0.4900, +0.5100]** |"
+    )
+    assert lines[3] == "| Deconver | iterations | hd95 / mm | **-0.25 [-0.26, -0.24]** |"
+    assert "| _-0.0300 [-0.0400, -0.0200]_ |" in lines[5] and "| +0.0010 [-0.0090, +0.0110] |" in lines[6]
+
+
+def test_costs():
+    lines = tables.costs("study", "Dataset004_Hippocampus").splitlines()
+    assert lines[3] == "| Deconver | iterations | 0.800 | 2.35 | 5.60 | 427 | 8 | 6.0 | 12.0 |"
