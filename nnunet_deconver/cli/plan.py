@@ -156,7 +156,6 @@ def report(
         preset: what they were made from; None if from none.
         recipe: what the network will be trained with; None for what it usually is.
     """
-    from nnunet_deconver import trainers
     from nnunet_deconver.networks.backbones import recipe_trainer_name
     from nnunet_deconver.plans.planners import ESTIMATE, recomputed
     from nnunet_deconver.plans.reproduction import commands, printed_row, training_length
@@ -190,11 +189,6 @@ def report(
         lines += [f"    {what}: {text}" for what, text in said.items() if text]
         lines += [f"    {note}" for note in preset.notes]
         lines += [f"note: {sentence}" for sentence in preset_notes(preset, own[preset.configuration], folder)]
-        if preset.training and not hasattr(trainers, f"{preset.trainer_name}"):  # a file of one's own
-            lines += [
-                f"note: there is no trainer {preset.trainer_name} yet: derive it from {preset.training['trainer']}, "
-                f"with epochs = {preset.nnunet_epochs}, in a folder that nnUNet_extTrainer lists"
-            ]
     lines += [
         f"note: {name} takes {memory:.2f} GiB, more than the {gpu_memory:g} asked for"
         for name, memory in plans[ESTIMATE].items()

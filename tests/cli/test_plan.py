@@ -149,16 +149,13 @@ def test_a_preset_says_its_source_and_where_it_does_not_fit(folder, capsys):
     assert f"note: 3d_fullres takes {memory:.2f} GiB, more than the 1 asked for" in output
 
 
-def test_a_preset_of_ones_own_may_need_a_trainer_of_that_length(folder, capsys, tmp_path):
+def test_a_preset_of_ones_own_is_trained_as_long_as_it_says(folder, capsys, tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"base": "isles22", "title": "Mine", "batch_size": 2}))
     assert plan("--preset", str(path)) == 0
     output = capsys.readouterr().out
     assert "500 epochs x 200 images (four fifths of 250 cases) / batch 2 = 50,000 iterations = 200 nnU-Net" in output
-    assert (
-        "note: there is no trainer nnUNetTrainerDeconver_paper_200epochs yet: derive it from "
-        "nnUNetTrainerDeconver_paper, with epochs = 200, in a folder that nnUNet_extTrainer lists"
-    ) in output
+    assert "-tr nnUNetTrainerDeconver_paper_200epochs" in output and "note: there is no trainer" not in output
 
 
 def untouched(folder) -> bool:

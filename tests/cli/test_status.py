@@ -32,7 +32,7 @@ def not_found():
 def root(tmp_path, monkeypatch):
     """The installed nnunetv2, with the folders that matter here, found by status as the real one is."""
     root = tmp_path / "nnunetv2"
-    for folder, _, _ in registration.TARGETS:
+    for folder, *_ in registration.TARGETS:
         (root / folder).mkdir(parents=True)
     (root / "__init__.py").touch()
     module = ModuleType("nnunetv2")

@@ -155,7 +155,13 @@ def test_a_study_that_is_ended_leaves_no_process(folders, fake, monkeypatch, num
     monkeypatch.setenv("FAKE_SECONDS", "30")
     path = write(folders)
     command = [sys.executable, "-c", STUDY, str(folders / "bin"), "study", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # which is ignored where this runs in the background
+    )
     while not list((folders / "results").rglob("training_log*")) and not trainings(fake):
         assert process.poll() is None
         time.sleep(0.1)
