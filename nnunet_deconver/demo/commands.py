@@ -1,19 +1,17 @@
 """Runs nnU-Net's commands: shown, logged, and ended with the demo."""
 
-import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from nnunet_deconver.errors import InputError
+from nnunet_deconver.integration.commands import end_group, find_program
 
 
 def run_command(
@@ -31,11 +29,7 @@ def run_command(
         InputError: if it is not installed or fails.
     """
     print(f"$ {shlex.join(command)}", flush=True)
-    # Beside this Python first: a virtual environment need not be activated.
-    folders = (os.path.dirname(sys.executable), sysconfig.get_path("scripts"), os.environ.get("PATH", ""))
-    program = shutil.which(command[0], path=os.pathsep.join(folders))
-    if program is None:
-        raise InputError(f"{command[0]} is not installed beside {sys.executable}; reinstall nnunetv2")
+    program = find_program(command[0])
     start, last_lines = time.monotonic(), deque(maxlen=15)
     with log.open("a", encoding="utf-8") as sink:
         sink.write(f"$ {shlex.join(command)}\n")
@@ -83,14 +77,7 @@ def _ending_with_this_block(process: subprocess.Popen) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ProcessLookupError):  # none is left
-            os.killpg(process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + 5
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.1)
-            os.killpg(process.pid, signal.SIGKILL)
+        end_group(process)
         signal.signal(signal.SIGTERM, handler)
 
 

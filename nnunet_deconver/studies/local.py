@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from nnunet_deconver.errors import ArgumentError, InputError
-from nnunet_deconver.studies.running import Stopped, TaskFailed, core_variables, run_task
+from nnunet_deconver.studies.running import Stopped, core_variables, run_task
 from nnunet_deconver.studies.study import Study
 from nnunet_deconver.studies.tasks import Task, Workspace
 
@@ -147,10 +147,8 @@ class LocalRun:
                 run_task(self.workspace, task, slot.variables, self.stop)
             except Stopped:
                 return
-            except TaskFailed as error:
-                self.problems[task.name] = str(error)
             except InputError as error:
-                self.problems[task.name] = f"{task.name}: {error}"
+                self.problems[task.name] = str(error)
             except BaseException:  # of this program: the others end, too
                 self.stop.set()
                 raise

@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
 import threading
 import time
 from collections import deque
@@ -16,6 +13,7 @@ from pathlib import Path
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json, remove_unfinished, written_whole
+from nnunet_deconver.integration.commands import end_group, find_program
 from nnunet_deconver.integration.trainers import VARIABLE, external_folders, shim_folder
 from nnunet_deconver.studies.claims import HEARTBEAT, Claim
 from nnunet_deconver.studies.tasks import Task, Workspace, shown
@@ -100,7 +98,7 @@ def _run(workspace: Workspace, task: Task, claim: Claim, extra: Mapping[str, str
         sink.write(f"\n$ {shown(command)}\n# on {claim.content['host']}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         sink.flush()
         process = subprocess.Popen(
-            [_program(command[0]), *command[1:]],
+            [find_program(command[0]), *command[1:]],
             env={**task_environment(workspace.study.device), **extra},
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -119,40 +117,13 @@ def _run(workspace: Workspace, task: Task, claim: Claim, extra: Mapping[str, str
                 if not claim.touch():
                     raise InputError(f"{task.name}: another machine took it over, as this one had not answered")
     finally:
-        _end_group(process)
+        end_group(process)
     if process.returncode == 0:
         workspace.finish(task)
         if workspace.is_done(task):
             return
     _note_failure(folder, process.returncode, command, claim)
     raise TaskFailed(describe_failure(workspace, task))
-
-
-def program_folders() -> tuple[str, ...]:
-    """Where nnU-Net's commands are: beside this Python first, as a virtual environment need not be activated."""
-    return os.path.dirname(sys.executable), sysconfig.get_path("scripts"), os.environ.get("PATH", "")
-
-
-def _program(name: str) -> str:
-    if os.path.isabs(name):
-        return name
-    program = shutil.which(name, path=os.pathsep.join(program_folders()))
-    if program is None:
-        raise InputError(f"{name} is not installed beside {sys.executable}; reinstall nnunetv2")
-    return program
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    """Ends a command with all that it started; loaders of nnU-Net run on otherwise."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            process.poll()
-            os.killpg(process.pid, 0)
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _note_failure(folder: Path, code: int, command: list[str], claim: Claim) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_deconver.studies import running
+from nnunet_deconver.integration import commands
 
 FAKE = Path(__file__).with_name("fake_nnunet.py")
 CASES = [f"case_{number}" for number in range(6)]
@@ -72,7 +72,7 @@ def fake(folders, monkeypatch):
         program.parent.mkdir(exist_ok=True)
         program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, str(FAKE), name])} "$@"\n')
         program.chmod(0o755)
-    monkeypatch.setattr(running, "program_folders", lambda: (str(folders / "bin"),))
+    monkeypatch.setattr(commands, "program_folders", lambda: (str(folders / "bin"),))
     return log
 
 

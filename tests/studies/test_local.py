@@ -26,8 +26,8 @@ from nnunet_deconver.studies.tasks import TRAIN, Task, Workspace
 
 # The command, with the stand-in in the place of nnU-Net's programs.
 STUDY = (
-    "import sys; from nnunet_deconver.studies import running; from nnunet_deconver.cli import main\n"
-    "folder = sys.argv.pop(1); running.program_folders = lambda: (folder,); sys.exit(main())"
+    "import sys; from nnunet_deconver.integration import commands; from nnunet_deconver.cli import main\n"
+    "folder = sys.argv.pop(1); commands.program_folders = lambda: (folder,); sys.exit(main())"
 )
 TOML = """
 datasets = [{dataset}]
