@@ -14,6 +14,7 @@ from nnunet_deconver.demo.dataset import RawData
 from nnunet_deconver.demo.output_folder import LOG
 from nnunet_deconver.demo.small_plans import choose_plans
 from nnunet_deconver.integration.trainers import external_folders, shim_folder
+from nnunet_deconver.models.training_log import noted_number
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -68,7 +69,7 @@ def train_and_predict(data: RawData, out: Path, trainer: str, device: str) -> Pa
 
     model = out / "results" / data.name / f"{trainer}__{plans}__{configuration}"
     chosen = ("-tr", trainer, "-p", plans, "-device", device)
-    with TrainingBar(model / "fold_0" / "debug.json") as bar:
+    with TrainingBar(model / "fold_0") as bar:
         nnunet("nnUNetv2_train", data.number, configuration, 0, *chosen, on_line=bar)
     # Without a GPU, mirroring would take 8 times as long, and worker processes start longer than these cases last.
     short = ("--disable_tta", "-npp", 0, "-nps", 0) if device == "cpu" else ()
@@ -83,11 +84,11 @@ class TrainingBar:
     """A progress bar over the epochs of nnU-Net's training, fed with the lines it prints.
 
     Args:
-        debug_file: the file in which nnU-Net writes the training's settings down before the first epoch.
+        fold: nnU-Net's folder of the training.
     """
 
-    def __init__(self, debug_file: Path) -> None:
-        self.debug_file = debug_file
+    def __init__(self, fold: Path) -> None:
+        self.fold = fold
         self.bar: tqdm | None = None
 
     def __enter__(self) -> "TrainingBar":
@@ -104,7 +105,10 @@ class TrainingBar:
         if self.bar is None and re.search(r": Epoch \d+$", line):
             # Where nobody looks on, a bar is lines in a file.
             self.bar = tqdm(
-                total=self._epochs(), unit="epoch", mininterval=0.1 if sys.stderr.isatty() else 20, miniters=1
+                total=noted_number(self.fold, "num_epochs"),
+                unit="epoch",
+                mininterval=0.1 if sys.stderr.isatty() else 20,
+                miniters=1,
             )
         elif self.bar is not None and "Pseudo dice" in line:
             values = [float(value) for value in re.findall(r"\d\.\d+", line.partition("Pseudo dice")[2])]
@@ -115,9 +119,3 @@ class TrainingBar:
         elif self.bar is not None and "Training done" in line:
             self.bar.close()
             print("  trained; nnU-Net segments its validation case", flush=True)
-
-    def _epochs(self) -> int | None:
-        try:
-            return int(json.loads(self.debug_file.read_text())["num_epochs"])
-        except (OSError, ValueError, KeyError):
-            return None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_deconver.errors import InputError
+from nnunet_deconver.files import read_json
 from nnunet_deconver.models.checkpoint import CHECKPOINTS, load_unpickled
 
 
@@ -48,6 +50,22 @@ def read_curves(fold: Path) -> Curves | None:
             except ValueError:  # cut short, or of somebody whose code we do not run
                 return None
     return None
+
+
+def noted_number(fold: Path, name: str) -> int | None:
+    """A whole number that nnU-Net wrote down before the first epoch, in debug.json.
+
+    Args:
+        fold: folder such as fold_0.
+        name: such as num_epochs.
+
+    Returns:
+        The number; None if nnU-Net did not write it, or has not yet.
+    """
+    try:
+        return int(read_json(fold / "debug.json")[name])
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
 
 
 def parse_logs(texts: list[str]) -> Curves | None:

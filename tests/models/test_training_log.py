@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_deconver.models.training_log import parse_logs, read_curves
+from nnunet_deconver.models.training_log import noted_number, parse_logs, read_curves
 
 START = """
 2026-01-01 10:00:00.1: do_dummy_2d_data_aug: True
@@ -76,3 +76,16 @@ def test_checkpoints_where_there_is_no_log(tmp_path):
     np.testing.assert_array_equal(read_curves(tmp_path).seconds, [7.5, 7.5, 7.5, np.nan])
     (tmp_path / "training_log_2026_1_1_10_00_00.txt").write_text(epoch(0, 9, 9, "0.9"))
     np.testing.assert_array_equal(read_curves(tmp_path).train_loss, [9])
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"num_epochs": "many"}', '{"num_epochs": [3]}'])
+def test_a_number_that_nnunet_did_not_note(tmp_path, content):
+    if content is not None:
+        (tmp_path / "debug.json").write_text(content)
+    assert noted_number(tmp_path, "num_epochs") is None
+
+
+def test_a_number_that_nnunet_noted(tmp_path):
+    # As nnU-Net writes it: everything is text.
+    (tmp_path / "debug.json").write_text('{"num_epochs": "30", "num_iterations_per_epoch": "250"}')
+    assert noted_number(tmp_path, "num_epochs") == 30
