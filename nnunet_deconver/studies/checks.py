@@ -48,7 +48,7 @@ def check_study(workspace: Workspace) -> None:
 
 def _check_trainer(workspace: Workspace, model: Model) -> None:
     find_trainer(model.trainer)
-    find_trainer(workspace.trainer(Task(TRAIN, "", model.name, ITERATIONS, next(iter(workspace.study.seeds), None))))
+    find_trainer(workspace.trainer(Task(TRAIN, "", model.name, ITERATIONS, workspace.study.runs[0])))
 
 
 def _check_metrics(workspace: Workspace) -> None:
@@ -85,7 +85,7 @@ def _check_plans(workspace: Workspace, dataset: str, model: Model) -> None:
 def _check_trained_plans(workspace: Workspace, dataset: str, model: Model, content: dict) -> None:
     """Models that are there already must be of these plans: they would be taken for done."""
     study, configuration = workspace.study, workspace.configuration(dataset, model)
-    for seed in study.seeds or (None,):
+    for seed in study.runs:
         folder = workspace.model_folder(Task(TRAIN, dataset, model.name, ITERATIONS, seed))
         if (folder / "plans.json").is_file() and any(folder.glob("fold_*")):
             trained = read_plans(folder / "plans.json")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import nnunet_deconver
 from nnunet_deconver.metrics.statistics import RESAMPLES, SEED, SMALLEST_P
-from nnunet_deconver.studies.results import CROSS_VALIDATION, LEVEL, ModelComparison, ModelSummary
+from nnunet_deconver.studies.results import LEVEL, ModelComparison, ModelSummary
+from nnunet_deconver.studies.study import CROSS_VALIDATION
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 72rem; margin: 0 auto;

@@ -14,7 +14,6 @@ from nnunet_deconver.files import written_whole
 from nnunet_deconver.metrics.comparison import MEAN, file_name
 from nnunet_deconver.studies.page import Picture, difference_text, p_text, render_page, significant, times_text
 from nnunet_deconver.studies.results import (
-    CROSS_VALIDATION,
     Group,
     ModelComparison,
     ModelCost,
@@ -26,9 +25,9 @@ from nnunet_deconver.studies.results import (
     group_results,
     metrics_of,
 )
-from nnunet_deconver.studies.study import ITERATIONS
+from nnunet_deconver.studies.study import CROSS_VALIDATION, ITERATIONS, PAGE
 
-PAGE, COMPARISONS, MODELS, CASES, FIGURES = "report.html", "comparison.csv", "models.csv", "cases.csv", "figures"
+COMPARISONS, MODELS, CASES, FIGURES = "comparison.csv", "models.csv", "cases.csv", "figures"
 MOST_PANELS = 15  # of a figure; of more classes, it shows their mean alone
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from nnunet_deconver.errors import InputError
 from nnunet_deconver.files import read_json
+from nnunet_deconver.models.training_log import noted_number
 from nnunet_deconver.studies.report import write_report
 from nnunet_deconver.studies.resources import network_cost
-from nnunet_deconver.studies.results import CROSS_VALIDATION, TEST, ModelCost, Result
+from nnunet_deconver.studies.results import ModelCost, Result
 from nnunet_deconver.studies.status import DONE, FAILED, study_status
+from nnunet_deconver.studies.study import CROSS_VALIDATION, ITERATIONS, TEST
 from nnunet_deconver.studies.tasks import EVALUATE, EVALUATE_TEST, REPORT, TRAIN, Task, Workspace
 
 
@@ -66,11 +68,10 @@ def _result(workspace: Workspace, task: Task) -> Result:
 
 def _cost(workspace: Workspace, dataset: str, model: str) -> ModelCost:
     cost = network_cost(workspace, dataset, model)
-    seed = next(iter(workspace.study.seeds), None)
-    iterations = workspace.study.iterations
+    study = workspace.study
+    iterations = study.iterations
     if iterations is None:
         # As nnU-Net noted it; of a trainer's own.
-        folder = workspace.fold_folder(Task(TRAIN, dataset, model, "iterations", seed, workspace.study.folds[0]))
-        noted = folder / "debug.json"
-        iterations = int(read_json(noted)["num_iterations_per_epoch"]) if noted.is_file() else 250
+        task = Task(TRAIN, dataset, model, ITERATIONS, study.runs[0], study.folds[0])
+        iterations = noted_number(workspace.fold_folder(task), "num_iterations_per_epoch") or 250
     return ModelCost(cost.parameters, cost.flops / math.prod(cost.patch_size), cost.memory.peak, iterations)

@@ -23,9 +23,8 @@ from nnunet_deconver.metrics.definitions import Settings
 from nnunet_deconver.metrics.measurements import metrics as measured_metrics
 from nnunet_deconver.metrics.statistics import SMALLEST_P, TrainingsDifference, compare_trainings
 from nnunet_deconver.models.training_log import Curves, read_curves
-from nnunet_deconver.studies.study import ITERATIONS, TIME
+from nnunet_deconver.studies.study import CROSS_VALIDATION, ITERATIONS, TEST, TIME
 
-CROSS_VALIDATION, TEST = "cross-validation", "test"
 LEVEL = 0.05  # below which a corrected p says more than chance
 
 

@@ -1,13 +1,12 @@
 """Where a study stands, as the disk says."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnunet_deconver.errors import InputError
-from nnunet_deconver.models.training_log import read_curves
+from nnunet_deconver.models.training_log import noted_number, read_curves
 from nnunet_deconver.studies.claims import is_valid, read_claim
 from nnunet_deconver.studies.running import FAILURE
 from nnunet_deconver.studies.tasks import TRAIN, Task, Workspace
@@ -77,8 +76,10 @@ def _task_status(workspace: Workspace, task: Task, states: dict[str, str]) -> Ta
 def _progress(workspace: Workspace, task: Task) -> dict:
     try:
         folder = workspace.fold_folder(task)
-        epochs = int(json.loads((folder / "debug.json").read_text())["num_epochs"])
-    except (InputError, OSError, ValueError, KeyError, TypeError):
+    except InputError:  # at equal time, of a training whose length is not known yet
+        return {}
+    epochs = noted_number(folder, "num_epochs")
+    if epochs is None:
         return {}
     curves = read_curves(folder)
     if curves is None:

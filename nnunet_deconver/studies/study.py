@@ -20,7 +20,12 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports] not there on later Pythons
 
 FILE = "study.json"
+# What trainings have in common with the reference's.
 ITERATIONS, TIME = "iterations", "time"
+# What predictions are of.
+CROSS_VALIDATION, TEST = "cross-validation", "test"
+# The page of the results.
+PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,11 @@ class Study:
     def settings(self) -> Settings:
         """How predictions are measured."""
         return like(self.like) if self.like else Settings()
+
+    @property
+    def runs(self) -> tuple[int | None, ...]:
+        """The seeds of the trainings that a fold has: None for one that is not seeded."""
+        return self.seeds or (None,)
 
     def model(self, name: str) -> Model:
         """The model of a name."""

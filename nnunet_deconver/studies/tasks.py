@@ -20,8 +20,9 @@ from nnunet_deconver.files import read_json, written_whole
 from nnunet_deconver.integration.datasets import variable_folder
 from nnunet_deconver.integration.plans import read_dataset_json, read_plans
 from nnunet_deconver.metrics.comparison import file_name
-from nnunet_deconver.models.training_log import read_curves
-from nnunet_deconver.studies.study import ITERATIONS, TIME, Model, Study
+from nnunet_deconver.models.checkpoint import CHECKPOINTS
+from nnunet_deconver.models.training_log import noted_number, read_curves
+from nnunet_deconver.studies.study import CROSS_VALIDATION, ITERATIONS, PAGE, TEST, TIME, Model, Study
 
 TRAIN, VALIDATE, PREDICT, EVALUATE, EVALUATE_TEST, REPORT = (
     "train",
@@ -31,9 +32,6 @@ TRAIN, VALIDATE, PREDICT, EVALUATE, EVALUATE_TEST, REPORT = (
     "evaluate_test",
     "report",
 )
-REPORT_FILE = "report.html"
-# What nnU-Net goes on from, the first first.
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,13 @@ class Workspace:
         for equal in study.equal:
             # A study that ends early has trained all models alike.
             for fold in study.folds:
-                for seed in study.seeds or (None,):
+                for seed in study.runs:
                     for dataset in study.datasets:
                         for model in self.trained(equal):
                             task = Task(TRAIN, dataset, model.name, equal, seed, fold)
                             yield task
                             yield replace(task, kind=VALIDATE)
-            for seed in study.seeds or (None,):
+            for seed in study.runs:
                 for dataset in study.datasets:
                     for model in self.trained(equal):
                         task = Task(EVALUATE, dataset, model.name, equal, seed)
@@ -147,7 +145,7 @@ class Workspace:
         return [
             Task(TRAIN, task.dataset, model, ITERATIONS, seed, fold)
             for model in (self.study.reference, task.model)
-            for seed in self.study.seeds or (None,)
+            for seed in self.study.runs
             for fold in self.study.folds
         ]
 
@@ -201,7 +199,7 @@ class Workspace:
 
     def evaluation(self, task: Task) -> Path:
         """The folder of an evaluation."""
-        on = "test" if task.kind == EVALUATE_TEST else "cross-validation"
+        on = TEST if task.kind == EVALUATE_TEST else CROSS_VALIDATION
         return self.out / "evaluations" / on / task.name.partition("/")[2]
 
     def equal_time(self, dataset: str, model: str) -> int:
@@ -215,29 +213,29 @@ class Workspace:
         path = self.out / "lengths" / dataset / f"{file_name(model)}.json"
         if not path.is_file():
             task = Task(TRAIN, dataset, model, TIME)
-            missing = [each.name for each in self._measured(task) if not self.is_done(each)]
-            if missing:
+            # The first one: this is asked for every task of a study, again and again.
+            missing = next((each.name for each in self._measured(task) if not self.is_done(each)), None)
+            if missing is not None:
                 raise InputError(
-                    f"how many epochs {model} has at equal time is known once these are done: {', '.join(missing)}"
+                    f"how many epochs {model} has at equal time is known once it and {self.study.reference} are "
+                    f"trained at equal iterations, and {missing} is not done"
                 )
             times = {name: self._epoch_seconds(dataset, name) for name in (self.study.reference, model)}
-            reference = Task(TRAIN, dataset, self.study.reference, ITERATIONS, self._seed, self.study.folds[0])
-            epochs = read_json(self.fold_folder(reference) / "debug.json")["num_epochs"]
-            seconds = int(epochs) * times[self.study.reference]
+            reference = Task(TRAIN, dataset, self.study.reference, ITERATIONS, self.study.runs[0], self.study.folds[0])
+            epochs = noted_number(self.fold_folder(reference), "num_epochs")
+            if epochs is None:
+                raise InputError(f"{self.fold_folder(reference)}: its debug.json does not say how many epochs it has")
+            seconds = epochs * times[self.study.reference]
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path) as file:
                 length = {"epochs": max(1, round(seconds / times[model])), "seconds_of_an_epoch": times}
                 json.dump({**length, "seconds_of_the_reference": seconds}, file, indent=1)
         return int(read_json(path)["epochs"])
 
-    @property
-    def _seed(self) -> int | None:
-        return self.study.seeds[0] if self.study.seeds else None
-
     def _epoch_seconds(self, dataset: str, model: str) -> float:
         """What an epoch takes: of each training the fastest, as others may have run beside it; their median."""
         fastest = []
-        for seed in self.study.seeds or (None,):
+        for seed in self.study.runs:
             for fold in self.study.folds:
                 folder = self.fold_folder(Task(TRAIN, dataset, model, ITERATIONS, seed, fold))
                 curves = read_curves(folder)
@@ -289,7 +287,7 @@ class Workspace:
                 made = self._sources(task)
                 return all(made) and _newer(self.evaluation(task) / "summary.json", made)
             evaluations = [self.evaluation(each) / "summary.json" for each in self.requires(task)]
-            return _newer(self.out / REPORT_FILE, evaluations)
+            return _newer(self.out / PAGE, evaluations)
         except InputError:  # at equal time, of a training whose length is not known yet
             return False
 
@@ -358,8 +356,8 @@ def _configurations(plans: Path) -> frozenset[str]:
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
-    except (OSError, ValueError):
+        read_json(path)
+    except InputError:
         return False
     return True
 

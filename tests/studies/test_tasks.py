@@ -165,9 +165,15 @@ def test_equal_time_is_known_when_all_trainings_are_done_and_stays(workspace):
         # The fastest epoch of each training, and their median: 3 s for ours, 2 s for the reference, of 30 epochs.
         finish(made, each, 30, {"ours": 3.0}.get(each.model, 2.0) + 10 * (each.fold == 2 and each.seed == 0))
     assert not made.is_done(task)
-    with pytest.raises(InputError, match=f"is known once these are done: {trained[0].name}"):
+    with pytest.raises(InputError, match=f"{trained[0].name} is not done"):
         made.command(task)
     finish(made, trained[0], 30, 2.0)
+    noted = made.fold_folder(trained[0]) / "debug.json"
+    content = noted.read_text()
+    noted.write_text("{}")
+    with pytest.raises(InputError, match="does not say how many epochs"):
+        made.command(task)
+    noted.write_text(content)
     assert "nnUNetTrainerDeconver_20epochs_2iterations_seed1" in made.command(task)
     log = made.fold_folder(trained[0]) / "training_log_1.txt"
     log.write_text(log.read_text().replace("2.0 s", "0.1 s"))
