@@ -33,6 +33,18 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> tuple[float | s
     return "" if high - low > abs(median - 1) else round(float(median), 3), f"{low:.2f} to {high:.2f}"
 
 
+def provenance() -> dict:
+    """Commit, device and versions of what is measured here and now."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    cpu = f"CPU, {os.cpu_count()} cores, {platform.machine()}"
+    return {
+        "commit": commit,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+    }
+
+
 def record(out: Path, rows: list[dict], **further):
     """Writes `out`.csv and `out`.json, and prints the rows.
 
@@ -45,16 +57,6 @@ def record(out: Path, rows: list[dict], **further):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpu = f"CPU, {os.cpu_count()} cores, {platform.machine()}"
-    provenance = {
-        "commit": commit,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        **further,
-        "rows": rows,
-    }
-    out.with_suffix(".json").write_text(json.dumps(provenance, indent=1))
+    out.with_suffix(".json").write_text(json.dumps({**provenance(), **further, "rows": rows}, indent=1))
     for row in rows:
         print(row)

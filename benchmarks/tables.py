@@ -628,7 +628,9 @@ def practices() -> Table:
 
 def results() -> Table:
     """Every file of results: what wrote it, where."""
-    assert set(SOURCES) == {path.stem for path in RESULTS.glob("*.csv")}, "a result without its command, or vice versa"
+    # A study's result is a folder.
+    there = {path.stem for path in RESULTS.iterdir() if path.is_dir() or path.suffix == ".csv"}
+    assert set(SOURCES) == there, "a result without its command, or vice versa"
     table = []
     for name, (date, command) in SOURCES.items():
         found = provenance(name)

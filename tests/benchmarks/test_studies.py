@@ -92,3 +92,22 @@ def test_differences_are_marked_by_what_they_say():
 def test_costs():
     lines = tables.costs("study", "Dataset004_Hippocampus").splitlines()
     assert lines[3] == "| Deconver | iterations | 0.800 | 2.35 | 5.60 | 427 | 8 | 6.0 | 12.0 |"
+
+
+def test_a_study_is_kept_whole_or_refused(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parents[1])
+    keep = importlib.import_module("keep_study").keep
+    study, results = tmp_path / "study", tmp_path / "results"
+    (study / "figures").mkdir()
+    for name in ("cases.csv", "figures/dice.png", "figures/dice.svg"):
+        (study / name).write_text(name)
+    with pytest.raises(SystemExit, match=r"has no report\.html; run: nnunet-deconver study report"):
+        keep(study, results)
+    assert not results.exists()
+    (study / "report.html").write_text("page")
+    earlier = results / "study" / "figures" / "earlier.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("")
+    kept = {path.name for path in keep(study, results).rglob("*") if path.is_file()}
+    assert kept == {"study.json", "report.html", "comparison.csv", "models.csv", "cases.csv", "dice.png"}
+    assert {"commit", "device", "torch"} <= set(json.loads((results / "study.json").read_text()))
