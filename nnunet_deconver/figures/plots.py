@@ -136,8 +136,8 @@ def draw_cost(
                 numbers[model],
                 mean,
                 yerr=[[mean - low], [high - mean]],
-                fmt=MARKERS[index % len(MARKERS)],
-                color=COLORS[index % len(COLORS)],
+                **point_style(index),
+                linestyle="",
                 markersize=5,
                 elinewidth=0.8,
                 capsize=2,
@@ -156,6 +156,12 @@ def draw_cost(
     }
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=1, frameon=False)
     return save(figure, path)
+
+
+def point_style(index: int) -> dict[str, Any]:
+    """Marker and color of a model: where there are more models than colors, further ones have other pairs."""
+    marker = MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
+    return {"marker": marker, "color": COLORS[index % len(COLORS)]}
 
 
 @styled

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_deconver.figures.plots import COLORS, COLUMN, MARKERS, new_figure, save, styled
+from nnunet_deconver.figures.plots import COLUMN, new_figure, point_style, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,14 +109,9 @@ def plain(text: str) -> str:
 
 
 def _style(index: int, place: int) -> dict[str, Any]:
-    """How a model is drawn, the reference being 0: more models than colors have other pairs; hollow: second kind."""
-    color = COLORS[index % len(COLORS)]
-    return {
-        "marker": MARKERS[(index + index // len(COLORS)) % len(MARKERS)],
-        "color": color,
-        "markerfacecolor": "white" if place else color,
-        "markersize": 5,
-    }
+    """How a model is drawn, the reference being 0; hollow: second kind."""
+    style = point_style(index)
+    return {**style, "markerfacecolor": "white" if place else style["color"], "markersize": 5}
 
 
 def _draw_interval(

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_deconver.figures.plots import COLUMN, draw_cases, draw_cost, draw_training, save
+from nnunet_deconver.figures.plots import COLUMN, draw_cases, draw_cost, draw_training, point_style, save
 from nnunet_deconver.models.training_log import Curves
 
 MODELS = ("nnUNetTrainer", "nnUNetTrainerDeconver_lr1e3_5epochs")
@@ -23,6 +23,11 @@ def test_cost(check, tmp_path):
     quality = {"a": (0.8, 0.7, 0.9), "b": (0.85, 0.8, 0.9), "c": (0.5, math.nan, math.nan)}
     costs = {"parameters": {"a": 10.0, "b": 30.0}, "FLOPs/voxel": {"a": 1.0, "b": 100.0, "c": 2.0}}
     check(draw_cost(quality, costs, "Dice", tmp_path / "cost"), COLUMN, "parameters", "FLOPs/voxel", "Dice", "a", "c")
+
+
+def test_models_are_told_apart_by_marker_and_color():
+    styles = [tuple(point_style(index).values()) for index in range(18)]
+    assert len(set(styles)) == len(styles)
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 150])
