@@ -76,7 +76,7 @@ def draw_differences(
 
 @styled
 def draw_hours(estimates: Mapping[str, Estimate], reference: tuple[str, float], label: str, path: Path) -> list[Path]:
-    """Draws differences to the reference against hours of training.
+    """Draws differences to the reference against hours, or minutes, of training.
 
     Args:
         estimates: by model; those without hours are left out.
@@ -87,16 +87,18 @@ def draw_hours(estimates: Mapping[str, Estimate], reference: tuple[str, float], 
     Returns:
         The files written.
     """
+    known = {model: each for model, each in estimates.items() if not math.isnan(each.hours)}
+    longest = max([reference[1], *(each.hours for each in known.values())])
+    unit, factor = ("minutes", 60) if longest < 1 else ("hours", 1)
     figure = new_figure(COLUMN, 2.3 + 0.08 * (len(estimates) + 1))
     panel = figure.subplots()
     panel.axhline(0, color="black", linewidth=0.8, zorder=1)
-    panel.plot([reference[1]], [0], linestyle="", zorder=3, **_style(0, 0), label=plain(reference[0]))
+    panel.plot([factor * reference[1]], [0], linestyle="", zorder=3, **_style(0, 0), label=plain(reference[0]))
     for index, (model, each) in enumerate(estimates.items(), start=1):
-        if not math.isnan(each.hours):
-            _draw_interval(panel, each, each.hours, _style(index, 0), upright=True, label=plain(model))
-    hours = [reference[1], *(each.hours for each in estimates.values() if not math.isnan(each.hours))]
-    panel.set_xlim(0, 1.1 * max(hours))  # from zero: half the distance is half the time
-    panel.set_xlabel("hours of a training")
+        if model in known:
+            _draw_interval(panel, each, factor * each.hours, _style(index, 0), upright=True, label=plain(model))
+    panel.set_xlim(0, 1.1 * factor * longest)  # from zero: half the distance is half the time
+    panel.set_xlabel(f"{unit} of a training")
     panel.set_ylabel(label)
     panel.grid(linewidth=0.4, alpha=0.5)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -23,9 +23,10 @@ def test_differences(check, tmp_path, classes, columns, kinds):
     check(paths, COLUMN * columns, "Dice: difference to nnunet; right is better", *MODELS, *estimates, *kinds)
 
 
-def test_hours(check, tmp_path):
-    estimates = {model: Estimate(0.01, -0.01, 0.02, index + 1.0) for index, model in enumerate(MODELS)}
+@pytest.mark.parametrize(("scale", "unit"), [(1.0, "hours"), (0.1, "minutes")])
+def test_hours(check, tmp_path, scale, unit):
+    estimates = {model: Estimate(0.01, -0.01, 0.02, scale * (index + 1)) for index, model in enumerate(MODELS)}
     estimates["unknown"] = Estimate(0.01, -0.01, 0.02)
-    paths = draw_hours(estimates, ("nnunet", 2.0), "HD95 [mm]: difference to nnunet", tmp_path / "a")
-    check(paths, COLUMN, "hours of a training", "HD95 [mm]: difference to nnunet", "nnunet", *MODELS)
+    paths = draw_hours(estimates, ("nnunet", 2.0 * scale), "HD95 [mm]: difference to nnunet", tmp_path / "a")
+    check(paths, COLUMN, f"{unit} of a training", "HD95 [mm]: difference to nnunet", "nnunet", *MODELS)
     assert ">unknown<" not in paths[1].read_text()
