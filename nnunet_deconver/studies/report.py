@@ -92,6 +92,7 @@ def write_report(
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
         pictures = _draw(groups, comparisons, models, reference, out / FIGURES)
+        _remove_others(out / FIGURES, pictures)
         tables = [
             _write_table(out / COMPARISONS, map(_comparison_row, comparisons)),
             _write_table(out / MODELS, _model_rows(models)),
@@ -271,6 +272,14 @@ def _draw(
                 pictures.append(Picture(dataset, on, caption, paths))
         pictures += _draw_curves(here, reference, name, out)
     return pictures
+
+
+def _remove_others(folder: Path, pictures: Sequence[Picture]) -> None:
+    """Removes the pictures of an earlier report, of other metrics or datasets."""
+    drawn = {path for picture in pictures for path in picture.paths}
+    for path in folder.iterdir():
+        if path.name.startswith(("difference_", "hours_", "training_")) and path not in drawn:
+            path.unlink()
 
 
 def _draw_curves(groups: Sequence[Group], reference: str, name: str, out: Path) -> list[Picture]:

@@ -446,6 +446,11 @@ def test_metrics_that_only_one_dataset_has(evaluated, report, values):
     assert "hd95 [mm]" in Checked(written.page.read_text()).text
     one = report(results, metrics=["hd95"], out="one")
     assert {row["metric"] for path in (one.files[1], one.files[3]) for row in read_table(path)} == {"hd95"}
+    figures = one.page.parent / "figures"
+    (figures / "own.png").write_text("of the user")
+    report(results, metrics=["dice"], out="one")
+    left = {path.name for path in figures.iterdir()}
+    assert "own.png" in left and not any("hd95" in name for name in left) and f"difference_{NAME}_dice.png" in left
     with pytest.raises(InputError, match="metrics assd: must be among what was measured, dice, hd95"):
         report(results, metrics=["assd"])
 
