@@ -2,18 +2,20 @@
 
     nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres
     nnUNetv2_plan_experiment -d 4 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
-    python benchmarks/studies/prepare.py Dataset004_Hippocampus 3d_fullres nnUNetPlans_150MB
+    python benchmarks/studies/prepare.py Dataset004_Hippocampus 3d_fullres nnUNetPlans_150MB --features 16
 
     nnUNetv2_plan_and_preprocess -d 21 -c 2d
     nnUNetv2_plan_experiment -d 21 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
-    python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_150MB
+    python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_150MB --features 16
 
     export nnUNet_extTrainer=benchmarks/studies/trainers
     nnunet-deconver study benchmarks/studies/cpu.toml -o cpu_study --workers 2
+    python benchmarks/keep_study.py cpu_study
 
-prepare.py writes, beside the plans in nnUNet_preprocessed, `<plans>_ResEnc` (nnU-Net's residual encoder, with its
-blocks per stage) and `<plans>_DeconverDTC` (Deconver with DTC and the head `norm`). Patch, batch, stages, strides and
-features stay, and so does the preprocessed data, which is that of nnUNetPlans.
+prepare.py writes plans beside the others in nnUNet_preprocessed: `<plans>_16features` (nnU-Net's own network with so
+many features in its first stage), `<plans>_16features_ResEnc` (nnU-Net's residual encoder, with its blocks per stage)
+and `<plans>_16features_DeconverDTC` (Deconver with DTC and the head `norm`). Patch, batch, stages and strides stay, and
+so does the preprocessed data, which is that of nnUNetPlans.
 """
 
 import argparse
@@ -48,7 +50,17 @@ def deconver_with_dtc(architecture: dict) -> dict:
     )
 
 
-NETWORKS = {"ResEnc": residual, "DeconverDTC": deconver_with_dtc}
+def with_features(architecture: dict, features: int) -> dict:
+    """The same network with so many features in its first stage, and as many times fewer in the others."""
+    entry = copy.deepcopy(architecture)
+    kwargs = entry["arch_kwargs"]
+    kwargs["features_per_stage"] = [
+        each * features // kwargs["features_per_stage"][0] for each in kwargs["features_per_stage"]
+    ]
+    return entry
+
+
+NETWORKS = {"": copy.deepcopy, "_ResEnc": residual, "_DeconverDTC": deconver_with_dtc}
 
 
 def main():
@@ -57,6 +69,7 @@ def main():
     parser.add_argument("dataset")
     parser.add_argument("configuration")
     parser.add_argument("plans")
+    parser.add_argument("--features", type=int, required=True, help="of the first stage; nnU-Net has 32")
     args = parser.parse_args()
     folder = Path(os.environ["nnUNet_preprocessed"]) / args.dataset
     plans = json.loads((folder / f"{args.plans}.json").read_text())
@@ -64,10 +77,9 @@ def main():
     # What it preprocesses is what nnU-Net's default plans do.
     configuration["data_identifier"] = f"nnUNetPlans_{args.configuration}"
     plans["configurations"] = {args.configuration: configuration}
-    (folder / f"{args.plans}.json").write_text(json.dumps(plans, indent=2))
-    architecture = configuration["architecture"]
+    architecture = with_features(configuration["architecture"], args.features)
     for name, build in NETWORKS.items():
-        plans["plans_name"] = f"{args.plans}_{name}"
+        plans["plans_name"] = f"{args.plans}_{args.features}features{name}"
         configuration["architecture"] = build(architecture)
         (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans, indent=2))
         print(f"wrote {folder / plans['plans_name']}.json")
