@@ -1,12 +1,12 @@
 """Plans for a study of networks on the same patches: other networks in the place of the one of nnU-Net's plans.
 
     nnUNetv2_plan_and_preprocess -d 4 -c 3d_fullres
-    nnUNetv2_plan_experiment -d 4 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
-    python benchmarks/studies/prepare.py Dataset004_Hippocampus 3d_fullres nnUNetPlans_150MB --features 16
+    nnUNetv2_plan_experiment -d 4 -gpu_memory_target 0.06 -overwrite_plans_name nnUNetPlans_60MB
+    python benchmarks/studies/prepare.py Dataset004_Hippocampus 3d_fullres nnUNetPlans_60MB --features 16
 
     nnUNetv2_plan_and_preprocess -d 21 -c 2d
-    nnUNetv2_plan_experiment -d 21 -gpu_memory_target 0.15 -overwrite_plans_name nnUNetPlans_150MB
-    python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_150MB --features 16
+    nnUNetv2_plan_experiment -d 21 -gpu_memory_target 0.06 -overwrite_plans_name nnUNetPlans_60MB
+    python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_60MB --features 16
 
     export nnUNet_extTrainer=benchmarks/studies/trainers
     nnunet-deconver study benchmarks/studies/cpu.toml -o cpu_study --workers 2
