@@ -13,8 +13,11 @@ from pathlib import Path
 
 from recording import provenance
 
+from nnunet_deconver.studies.report import CASES, COMPARISONS, FIGURES, MODELS
+from nnunet_deconver.studies.study import FILE, PAGE
+
 RESULTS = Path(__file__).parent / "results"
-KEPT = ("study.json", "report.html", "comparison.csv", "models.csv", "cases.csv")
+KEPT = (FILE, PAGE, COMPARISONS, MODELS, CASES)
 
 
 def keep(study: Path, results: Path) -> Path:
@@ -28,14 +31,16 @@ def keep(study: Path, results: Path) -> Path:
         The folder that has them now.
 
     Raises:
-        SystemExit: if the study has no report.
+        SystemExit: if the study has no report, or is what was kept; nothing is changed then.
     """
+    kept = results / study.name
+    if kept.resolve() == study.resolve():
+        raise SystemExit(f"{study}: is what was kept of a study; name the study's own folder")
     missing = [name for name in KEPT if not (study / name).is_file()]
     if missing:
         raise SystemExit(f"{study}: has no {', '.join(missing)}; run: nnunet-deconver study report {study}")
-    kept = results / study.name
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(study / "figures", kept / "figures", ignore=shutil.ignore_patterns("*.svg"))
+    shutil.copytree(study / FIGURES, kept / FIGURES, ignore=shutil.ignore_patterns("*.svg"))
     for name in KEPT:
         shutil.copy(study / name, kept)
     kept.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")

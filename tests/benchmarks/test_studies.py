@@ -110,4 +110,7 @@ def test_a_study_is_kept_whole_or_refused(tmp_path, monkeypatch):
     earlier.write_text("")
     kept = {path.name for path in keep(study, results).rglob("*") if path.is_file()}
     assert kept == {"study.json", "report.html", "comparison.csv", "models.csv", "cases.csv", "dice.png"}
+    with pytest.raises(SystemExit, match="name the study's own folder"):
+        keep(results / "study", results)
+    assert (results / "study" / "report.html").is_file()
     assert {"commit", "device", "torch"} <= set(json.loads((results / "study.json").read_text()))
