@@ -198,7 +198,7 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(folders, fa
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        kills = 2 * request.config.getoption("kills")
+        kills = 4 * request.config.getoption("kills")
         try:
             process.wait(rng.uniform(2, 7) if killed < kills else 200)
         except subprocess.TimeoutExpired:

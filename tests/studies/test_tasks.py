@@ -165,7 +165,7 @@ def test_equal_time_is_known_when_all_trainings_are_done_and_stays(workspace):
         # The fastest epoch of each training, and their median: 3 s for ours, 2 s for the reference, of 30 epochs.
         finish(made, each, 30, {"ours": 3.0}.get(each.model, 2.0) + 10 * (each.fold == 2 and each.seed == 0))
     assert not made.is_done(task)
-    with pytest.raises(InputError, match=f"{trained[0].name} is not done"):
+    with pytest.raises(InputError, match=f"trained at equal iterations, and {trained[0].name} is not done"):
         made.command(task)
     finish(made, trained[0], 30, 2.0)
     noted = made.fold_folder(trained[0]) / "debug.json"
