@@ -21,7 +21,7 @@ p, li, figcaption { max-width: 46rem; overflow-wrap: anywhere; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th { background: #f4f4f4; }
+th { background: #f4f4f4; white-space: normal; vertical-align: bottom; }
 .text { text-align: left; }
 .better { color: #00664b; font-weight: 600; }
 .worse { color: #a33d00; font-weight: 600; }
