@@ -1,6 +1,7 @@
 """Prints what a study came to, in Markdown, from its files in benchmarks/results.
 
     python benchmarks/studies/tables.py cpu_study answer
+    python benchmarks/studies/tables.py cpu_study effect "nnU-Net + DTC"
     python benchmarks/studies/tables.py cpu_study differences Dataset004_Hippocampus
     python benchmarks/studies/tables.py cpu_study costs Dataset004_Hippocampus
 
@@ -65,14 +66,7 @@ def answer(study: str) -> str:
         return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
 
     ordered = sorted(compared, key=lambda row: float(row["difference"]))
-    costs = {(row["dataset"], row["model"]): row for row in rows(study, "models") if row["equal"] == "iterations"}
-    ratios = []
-    for model in dict.fromkeys(row["model"] for row in compared):
-        by_dataset = [
-            float(costs[name, model]["fastest_epoch_s"]) / float(costs[name, reference]["fastest_epoch_s"])
-            for name in settings["datasets"]
-        ]
-        ratios.append(f"{model} {' / '.join(f'{ratio:.2f}' for ratio in by_dataset)}")
+    ratios = [f"{model} {slower(study, model, reference)}" for model in dict.fromkeys(row["model"] for row in compared)]
     lines = (
         f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
         f"{' and '.join(datasets)}, equal iterations and equal time), {len(verdicts['better'])} are better: "
@@ -85,7 +79,33 @@ def answer(study: str) -> str:
         f"{len(settings['folds'])} folds, {len(settings['seeds'])} seeds, small patches. "
         "Long trainings were not measured.",
     )
-    return "\n".join(textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+    return "\n".join(map(filled, lines))
+
+
+def effect(study: str, model: str) -> str:
+    """Is one model better than the reference, by how much, at what cost: one line."""
+    places: dict[str, list[str]] = {}
+    compared = [row for row in headlines(study) if row["model"] == model]
+    for row in compared:
+        said = row["verdict"].replace("no difference shown", "none shown")
+        places.setdefault(short(row["dataset"]), []).append(f"{interval(row, 3)} at equal {row['equal']}, {said}")
+    found = ". ".join(f"{place}: {'; '.join(each)}" for place, each in places.items())
+    reference = compared[0]["reference"]
+    cost = f"An iteration takes {slower(study, model, reference)} times as long."
+    return filled(f"- **{model}** beside {reference}. {found}. {cost}")
+
+
+def slower(study: str, model: str, reference: str) -> str:
+    """How many times as long as the reference's an iteration takes, on each dataset."""
+    costs = {(row["dataset"], row["model"]): row for row in rows(study, "models") if row["equal"] == "iterations"}
+    names = json.loads((RESULTS / study / "study.json").read_text())["datasets"]
+    seconds = ([float(costs[name, each]["fastest_epoch_s"]) for name in names] for each in (model, reference))
+    return " / ".join(f"{one / other:.2f}" for one, other in zip(*seconds, strict=True))
+
+
+def filled(line: str) -> str:
+    """An entry of a list, in lines."""
+    return textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def differences(study: str, dataset: str) -> str:
@@ -132,10 +152,10 @@ def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder in benchmarks/results")
-    parser.add_argument("what", choices=[each.__name__ for each in (answer, differences, costs)])
-    parser.add_argument("dataset", nargs="*", help="name")
+    parser.add_argument("what", choices=[each.__name__ for each in (answer, effect, differences, costs)])
+    parser.add_argument("of", nargs="*", help="name of the dataset, or of the model")
     args = parser.parse_args()
-    print(globals()[args.what](args.study, *args.dataset))
+    print(globals()[args.what](args.study, *args.of))
 
 
 if __name__ == "__main__":

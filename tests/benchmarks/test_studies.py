@@ -79,6 +79,14 @@ def test_the_answer_counts_wins_and_losses():
     assert "Limits: 120 iterations, 2 folds, 2 seeds" in said
 
 
+def test_the_effect_of_one_model():
+    said = " ".join(tables.effect("study", "DTC").split())
+    assert said == (
+        "- **DTC** beside nnU-Net. Hippocampus: -0.030 [-0.040, -0.020] at equal iterations, worse; +0.001 [-0.009, "
+        "+0.011] at equal time, none shown. An iteration takes 1.10 times as long."
+    )
+
+
 def test_differences_are_marked_by_what_they_say():
     lines = tables.differences("study", "Dataset004_Hippocampus").splitlines()
     assert lines[0] == "| model | equal | metric | mean over classes | anterior |"
