@@ -66,7 +66,8 @@ def answer(study: str) -> str:
         return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
 
     ordered = sorted(compared, key=lambda row: float(row["difference"]))
-    ratios = [f"{model} {slower(study, model, reference)}" for model in dict.fromkeys(row["model"] for row in compared)]
+    slower = times_slower(study, reference)
+    ratios = [f"{model} {slower[model]}" for model in dict.fromkeys(row["model"] for row in compared)]
     lines = (
         f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
         f"{' and '.join(datasets)}, equal iterations and equal time), {len(verdicts['better'])} are better: "
@@ -83,24 +84,37 @@ def answer(study: str) -> str:
 
 
 def effect(study: str, model: str) -> str:
-    """Is one model better than the reference, by how much, at what cost: one line."""
+    """Is one model better than the reference, by how much, at what cost: one line.
+
+    Raises:
+        SystemExit: if the study does not compare the model.
+    """
+    compared = headlines(study)
+    here = [row for row in compared if row["model"] == model]
+    if not here:
+        known = ", ".join(dict.fromkeys(row["model"] for row in compared))
+        raise SystemExit(f"{model}: is not compared in {study}; name one of {known}")
     places: dict[str, list[str]] = {}
-    compared = [row for row in headlines(study) if row["model"] == model]
-    for row in compared:
-        said = row["verdict"].replace("no difference shown", "none shown")
-        places.setdefault(short(row["dataset"]), []).append(f"{interval(row, 3)} at equal {row['equal']}, {said}")
-    found = ". ".join(f"{place}: {'; '.join(each)}" for place, each in places.items())
-    reference = compared[0]["reference"]
-    cost = f"An iteration takes {slower(study, model, reference)} times as long."
-    return filled(f"- **{model}** beside {reference}. {found}. {cost}")
+    for row in here:
+        found = f"{interval(row, 3)} at equal {row['equal']}, {row['verdict']}"
+        places.setdefault(short(row["dataset"]), []).append(found)
+    differences = ". ".join(f"{place}: {'; '.join(each)}" for place, each in places.items())
+    reference = here[0]["reference"]
+    cost = f"An iteration takes {times_slower(study, reference)[model]} times as long."
+    return filled(f"- **{model}** beside {reference}. {differences}. {cost}")
 
 
-def slower(study: str, model: str, reference: str) -> str:
-    """How many times as long as the reference's an iteration takes, on each dataset."""
-    costs = {(row["dataset"], row["model"]): row for row in rows(study, "models") if row["equal"] == "iterations"}
+def times_slower(study: str, reference: str) -> dict[str, str]:
+    """How many times as long as the reference's an iteration of each model takes, on the study's datasets in turn."""
+    seconds: dict[str, dict[str, float]] = {}
+    for row in rows(study, "models"):
+        if row["equal"] == "iterations":
+            seconds.setdefault(row["model"], {})[row["dataset"]] = float(row["fastest_epoch_s"])
     names = json.loads((RESULTS / study / "study.json").read_text())["datasets"]
-    seconds = ([float(costs[name, each]["fastest_epoch_s"]) for name in names] for each in (model, reference))
-    return " / ".join(f"{one / other:.2f}" for one, other in zip(*seconds, strict=True))
+    return {
+        model: " / ".join(f"{each[name] / seconds[reference][name]:.2f}" for name in names)
+        for model, each in seconds.items()
+    }
 
 
 def filled(line: str) -> str:

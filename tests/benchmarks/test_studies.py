@@ -83,8 +83,10 @@ def test_the_effect_of_one_model():
     said = " ".join(tables.effect("study", "DTC").split())
     assert said == (
         "- **DTC** beside nnU-Net. Hippocampus: -0.030 [-0.040, -0.020] at equal iterations, worse; +0.001 [-0.009, "
-        "+0.011] at equal time, none shown. An iteration takes 1.10 times as long."
+        "+0.011] at equal time, no difference shown. An iteration takes 1.10 times as long."
     )
+    with pytest.raises(SystemExit, match="DCT: is not compared in study; name one of Deconver, DTC"):
+        tables.effect("study", "DCT")
 
 
 def test_differences_are_marked_by_what_they_say():
