@@ -1,9 +1,9 @@
 """Keeps what a study came to, as `nnunet-deconver study report` wrote it, beside this file's other results.
 
-    python benchmarks/keep_study.py cpu_study
+    python benchmarks/keep_study.py drive_study
 
-Into results/cpu_study go the study's report.html, its tables, its PNGs and study.json; into results/cpu_study.json what
-it was run on. Run it where the study was run, with the commit that ran it.
+Into results/drive_study go the study's report.html, its tables, its PNGs and study.json; into results/drive_study.json
+what it was run on. Run it where the study was run, with the commit that ran it.
 """
 
 import argparse

@@ -9,8 +9,8 @@
     python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_60MB --features 16
 
     export nnUNet_extTrainer=benchmarks/studies/trainers
-    nnunet-deconver study benchmarks/studies/cpu.toml -o cpu_study --workers 2
-    python benchmarks/keep_study.py cpu_study
+    nnunet-deconver study benchmarks/studies/drive.toml -o drive_study --workers 2
+    python benchmarks/keep_study.py drive_study
 
 prepare.py writes plans beside the others in nnUNet_preprocessed: `<plans>_16features` (nnU-Net's own network with so
 many features in its first stage), `<plans>_16features_ResEnc` (nnU-Net's residual encoder, with its blocks per stage)

@@ -1,17 +1,18 @@
-"""Prints what a study came to, in Markdown, from its files in benchmarks/results.
+"""Prints what studies came to, in Markdown, from their files in benchmarks/results.
 
-    python benchmarks/studies/tables.py cpu_study answer
-    python benchmarks/studies/tables.py cpu_study effect "nnU-Net + DTC"
-    python benchmarks/studies/tables.py cpu_study differences Dataset004_Hippocampus
-    python benchmarks/studies/tables.py cpu_study costs Dataset004_Hippocampus
+    python benchmarks/studies/tables.py answer drive_study hippocampus_study
+    python benchmarks/studies/tables.py effect drive_study hippocampus_study --model "nnU-Net + DTC"
+    python benchmarks/studies/tables.py differences drive_study
+    python benchmarks/studies/tables.py costs drive_study
 
-The files are the study's own: comparison.csv, models.csv and study.json.
+The files are the studies' own: comparison.csv, models.csv and study.json.
 """
 
 import argparse
 import csv
 import json
 import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -25,12 +26,13 @@ def rows(study: str, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def headlines(study: str) -> list[dict[str, str]]:
+def headlines(studies: Sequence[str]) -> list[dict[str, str]]:
     """The comparisons of Dice, in the mean over classes where there are several."""
     found = {}
-    for row in rows(study, "comparison"):
-        if row["metric"] == "dice" and row["on"] == "cross-validation":
-            found.setdefault((row["dataset"], row["equal"], row["model"]), row)
+    for study in studies:
+        for row in rows(study, "comparison"):
+            if row["metric"] == "dice" and row["on"] == "cross-validation":
+                found.setdefault((row["dataset"], row["equal"], row["model"]), row)
     return list(found.values())
 
 
@@ -45,13 +47,16 @@ def short(dataset: str) -> str:
     return dataset.partition("_")[2]
 
 
-def answer(study: str) -> str:
+def settings(study: str) -> dict:
+    """What the study was to do."""
+    return json.loads((RESULTS / study / "study.json").read_text())
+
+
+def answer(studies: Sequence[str]) -> str:
     """Is it better, by how much, at what cost: three lines."""
-    compared = headlines(study)
+    compared = headlines(studies)
     verdicts = {verdict: [row for row in compared if row["verdict"] == verdict] for verdict in ("better", "worse")}
     reference = compared[0]["reference"]
-    settings = json.loads((RESULTS / study / "study.json").read_text())
-    iterations = settings["epochs"] * settings["iterations"]
     others = len(compared) - sum(map(len, verdicts.values()))
     models = {row["model"] for row in compared}
     datasets = list(dict.fromkeys(short(row["dataset"]) for row in compared))
@@ -65,8 +70,11 @@ def answer(study: str) -> str:
     def said(row: dict[str, str]) -> str:
         return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
 
+    def limits(count: Callable[[dict], int]) -> str:
+        return " / ".join(str(number) for number in dict.fromkeys(count(settings(study)) for study in studies))
+
     ordered = sorted(compared, key=lambda row: float(row["difference"]))
-    slower = times_slower(study, reference)
+    slower = times_slower(studies, reference)
     ratios = [f"{model} {slower[model]}" for model in dict.fromkeys(row["model"] for row in compared)]
     lines = (
         f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
@@ -76,41 +84,43 @@ def answer(study: str) -> str:
         f"- **By how much?** From {said(ordered[0])}, to {said(ordered[-1])} (95 % intervals over cases and "
         "trainings).",
         f"- **At what cost?** Time of an iteration on one CPU core, times that of {reference}, on "
-        f"{' / '.join(datasets)}: {', '.join(ratios)}. Limits: {iterations} iterations, "
-        f"{len(settings['folds'])} folds, {len(settings['seeds'])} seeds, small patches. "
-        "Long trainings were not measured.",
+        f"{' / '.join(datasets)}: {', '.join(ratios)}. Limits: "
+        f"{limits(lambda each: each['epochs'] * each['iterations'])} iterations, "
+        f"{limits(lambda each: len(each['folds']))} folds, {limits(lambda each: len(each['seeds']))} seeds, small "
+        "patches. Long trainings were not measured.",
     )
     return "\n".join(map(filled, lines))
 
 
-def effect(study: str, model: str) -> str:
+def effect(studies: Sequence[str], model: str | None) -> str:
     """Is one model better than the reference, by how much, at what cost: one line.
 
     Raises:
-        SystemExit: if the study does not compare the model.
+        SystemExit: if the studies do not compare the model.
     """
-    compared = headlines(study)
+    compared = headlines(studies)
     here = [row for row in compared if row["model"] == model]
     if not here:
         known = ", ".join(dict.fromkeys(row["model"] for row in compared))
-        raise SystemExit(f"{model}: is not compared in {study}; name one of {known}")
+        raise SystemExit(f"--model {model}: is not compared in {', '.join(studies)}; name one of {known}")
     places: dict[str, list[str]] = {}
     for row in here:
         found = f"{interval(row, 3)} at equal {row['equal']}, {row['verdict']}"
         places.setdefault(short(row["dataset"]), []).append(found)
     differences = ". ".join(f"{place}: {'; '.join(each)}" for place, each in places.items())
     reference = here[0]["reference"]
-    cost = f"An iteration takes {times_slower(study, reference)[model]} times as long."
+    cost = f"An iteration takes {times_slower(studies, reference)[model]} times as long."
     return filled(f"- **{model}** beside {reference}. {differences}. {cost}")
 
 
-def times_slower(study: str, reference: str) -> dict[str, str]:
-    """How many times as long as the reference's an iteration of each model takes, on the study's datasets in turn."""
+def times_slower(studies: Sequence[str], reference: str) -> dict[str, str]:
+    """How many times as long as the reference's an iteration of each model takes, on the studies' datasets in turn."""
     seconds: dict[str, dict[str, float]] = {}
-    for row in rows(study, "models"):
-        if row["equal"] == "iterations":
-            seconds.setdefault(row["model"], {})[row["dataset"]] = float(row["fastest_epoch_s"])
-    names = json.loads((RESULTS / study / "study.json").read_text())["datasets"]
+    for study in studies:
+        for row in rows(study, "models"):
+            if row["equal"] == "iterations":
+                seconds.setdefault(row["model"], {})[row["dataset"]] = float(row["fastest_epoch_s"])
+    names = [name for study in studies for name in settings(study)["datasets"]]
     return {
         model: " / ".join(f"{each[name] / seconds[reference][name]:.2f}" for name in names)
         for model, each in seconds.items()
@@ -122,9 +132,9 @@ def filled(line: str) -> str:
     return textwrap.fill(line, 120, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def differences(study: str, dataset: str) -> str:
+def differences(study: str) -> str:
     """Differences to the reference at equal iterations and at equal time, in all metrics that were compared."""
-    compared = [row for row in rows(study, "comparison") if row["dataset"] == dataset and row["on"] != "test"]
+    compared = [row for row in rows(study, "comparison") if row["on"] == "cross-validation"]
     classes = list(dict.fromkeys(row["class"] for row in compared))
     lines = [["model", "equal", "metric", *classes]]
     for row in compared:
@@ -136,13 +146,13 @@ def differences(study: str, dataset: str) -> str:
     return markdown(lines)
 
 
-def costs(study: str, dataset: str) -> str:
+def costs(study: str) -> str:
     """What was reached, and what a training took."""
     lines = [
         ["model", "equal", "Dice", "HD95", "parameters / M", "kFLOPs / voxel", "epochs", "minutes", "fastest epoch / s"]
     ]
     for row in rows(study, "models"):
-        if row["dataset"] == dataset and row["on"] == "cross-validation":
+        if row["on"] == "cross-validation":
             numbers = [
                 f"{float(row['dice']):.3f}",
                 f"{float(row['hd95']):.2f}",
@@ -165,11 +175,14 @@ def markdown(lines: list[list[str]]) -> str:
 def main():
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder in benchmarks/results")
-    parser.add_argument("what", choices=[each.__name__ for each in (answer, effect, differences, costs)])
-    parser.add_argument("of", nargs="*", help="name of the dataset, or of the model")
+    parser.add_argument("what", choices=["answer", "effect", "differences", "costs"])
+    parser.add_argument("studies", nargs="+", help="folders in benchmarks/results; one for differences and costs")
+    parser.add_argument("--model", help="of effect")
     args = parser.parse_args()
-    print(globals()[args.what](args.study, *args.of))
+    if args.what in ("answer", "effect"):
+        print(answer(args.studies) if args.what == "answer" else effect(args.studies, args.model))
+    else:
+        print(*map({"differences": differences, "costs": costs}[args.what], args.studies), sep="\n\n")
 
 
 if __name__ == "__main__":

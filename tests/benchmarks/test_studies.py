@@ -69,7 +69,7 @@ def study(tmp_path, monkeypatch):
 
 
 def test_the_answer_counts_wins_and_losses():
-    said = " ".join(tables.answer("study").split())
+    said = " ".join(tables.answer(["study"]).split())
     assert "Of 4 comparisons of Dice with nnU-Net (2 networks, Hippocampus, equal iterations and equal time)" in said
     assert "2 are better: Deconver on Hippocampus (equal iterations and time)." in said
     assert "1 are worse: DTC on Hippocampus (equal iterations). In 1, no difference could be shown" in said
@@ -80,17 +80,31 @@ def test_the_answer_counts_wins_and_losses():
 
 
 def test_the_effect_of_one_model():
-    said = " ".join(tables.effect("study", "DTC").split())
+    said = " ".join(tables.effect(["study"], "DTC").split())
     assert said == (
         "- **DTC** beside nnU-Net. Hippocampus: -0.030 [-0.040, -0.020] at equal iterations, worse; +0.001 [-0.009, "
         "+0.011] at equal time, no difference shown. An iteration takes 1.10 times as long."
     )
     with pytest.raises(SystemExit, match="DCT: is not compared in study; name one of Deconver, DTC"):
-        tables.effect("study", "DCT")
+        tables.effect(["study"], "DCT")
+
+
+def test_datasets_of_several_studies_stand_side_by_side(tmp_path):
+    (tmp_path / "other").mkdir()
+    for name in ("comparison.csv", "models.csv", "study.json"):
+        text = (tmp_path / "study" / name).read_text()
+        text = text.replace("Dataset004_Hippocampus", "Dataset021_DRIVE").replace(",8,0.1,10", ",8,0.1,8")
+        (tmp_path / "other" / name).write_text(text.replace('"epochs": 8', '"epochs": 6'))
+    said = " ".join(tables.effect(["other", "study"], "DTC").split())
+    assert "DRIVE: -0.030 [-0.040, -0.020] at equal iterations, worse; " in said
+    assert " shown. Hippocampus: -0.030 " in said and said.endswith("An iteration takes 1.38 / 1.10 times as long.")
+    said = " ".join(tables.answer(["other", "study"]).split())
+    assert "Of 8 comparisons of Dice with nnU-Net (2 networks, DRIVE and Hippocampus," in said
+    assert "on DRIVE / Hippocampus: Deconver 1.50 / 1.20, DTC 1.38 / 1.10. Limits: 90 / 120 iterations" in said
 
 
 def test_differences_are_marked_by_what_they_say():
-    lines = tables.differences("study", "Dataset004_Hippocampus").splitlines()
+    lines = tables.differences("study").splitlines()
     assert lines[0] == "| model | equal | metric | mean over classes | anterior |"
     assert (
         lines[2] == "| Deconver | iterations | dice | **+0.0200 [+0.0100, +0.0300]** | **+0.5000 [+0.4900, +0.5100]** |"
@@ -100,7 +114,7 @@ def test_differences_are_marked_by_what_they_say():
 
 
 def test_costs():
-    lines = tables.costs("study", "Dataset004_Hippocampus").splitlines()
+    lines = tables.costs("study").splitlines()
     assert lines[3] == "| Deconver | iterations | 0.800 | 2.35 | 5.60 | 427 | 8 | 6.0 | 12.0 |"
 
 
