@@ -64,6 +64,8 @@ def draw_differences(
                     shift = 0.28 * (place - (len(kinds) - 1) / 2)
                     _draw_interval(panel, of_class[model][kind], row + shift, _style(row + 1, place))
         panel.axvline(0, color="black", linewidth=0.8, zorder=1)
+        if not any(panel.dataLim.intervalx):
+            panel.set_xlim(-1, 1)  # all are zero: matplotlib's own axis has digits of rounding
         panel.set_ylim(len(models) - 0.5, -0.5)
         panel.set_yticks(range(len(models)), [plain(model) for model in models])
         panel.set_title(plain(name), loc="left", pad=2)

@@ -23,6 +23,11 @@ def test_differences(check, tmp_path, classes, columns, kinds):
     check(paths, COLUMN * columns, "Dice: difference to nnunet; right is better", *MODELS, *estimates, *kinds)
 
 
+def test_differences_that_are_all_zero(check, tmp_path):
+    paths = draw_differences({"class": {"model": {"equal time": Estimate(0.0, 0.0, 0.0)}}}, "Dice", tmp_path / "a")
+    check(paths, COLUMN, "Dice", "0.5")
+
+
 @pytest.mark.parametrize(("scale", "unit"), [(1.0, "hours"), (0.1, "minutes")])
 def test_hours(check, tmp_path, scale, unit):
     estimates = {model: Estimate(0.01, -0.01, 0.02, scale * (index + 1)) for index, model in enumerate(MODELS)}
