@@ -21,6 +21,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 import nnunet_deconver
+from nnunet_deconver.cores import usable_cores
 from nnunet_deconver.errors import ArgumentError
 from nnunet_deconver.files import written_whole
 from nnunet_deconver.integration.plans import read_plans
@@ -184,7 +185,7 @@ def _evaluate(
     model: Path | None,
     dataset_json: Path,
 ) -> dict:
-    processes = _cores() if processes is None else processes
+    processes = len(usable_cores()) if processes is None else processes
     if processes < 1:
         raise ArgumentError("processes", processes, "must be at least 1")
     source = {
@@ -195,13 +196,6 @@ def _evaluate(
     }
     problems = extra if chill else {**missing, **extra}
     return measure_cases(cases, problems, dataset, replace(settings, unit=dataset.unit), out, processes, source)
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
 
 
 def measure_cases(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from nnunet_deconver.cores import usable_cores
 from nnunet_deconver.errors import ArgumentError, InputError
 from nnunet_deconver.studies.running import Stopped, core_variables, run_task
 from nnunet_deconver.studies.study import Study
@@ -41,7 +42,7 @@ def find_slots(study: Study, workers: int | None) -> list[Slot]:
     """
     if workers is not None and workers < 1:
         raise ArgumentError("workers", workers, "must be at least 1")
-    cores = _cores()
+    cores = usable_cores()
     if study.device != "cuda":
         count = workers or 1
         if count > len(cores):
@@ -51,13 +52,6 @@ def find_slots(study: Study, workers: int | None) -> list[Slot]:
     groups = _gpu_groups(study.num_gpus)
     chosen = [groups[i % len(groups)] for i in range(workers or len(groups))]
     return [Slot(f"GPU {','.join(group)}", (), {"CUDA_VISIBLE_DEVICES": ",".join(group)}) for group in chosen]
-
-
-def _cores() -> tuple[int, ...]:
-    try:
-        return tuple(sorted(os.sched_getaffinity(0)))
-    except AttributeError:  # not on every system
-        return tuple(range(os.cpu_count() or 1))
 
 
 def _gpu_groups(size: int) -> list[list[str]]:

@@ -227,7 +227,7 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(folders, fa
 
 
 def test_slots(folders, content, monkeypatch):
-    monkeypatch.setattr(local, "_cores", lambda: tuple(range(6)))
+    monkeypatch.setattr(local, "usable_cores", lambda: tuple(range(6)))
     for name in ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.delenv(name, raising=False)
     study = make_study(content, "here")
