@@ -1,8 +1,8 @@
 # Every target sets itself up: a virtual environment in .venv with the project and nnU-Net in it.
 PYTHON ?= python3
 VENV ?= .venv
-# Processes that run tests side by side, each on one core.
-WORKERS ?= 2
+# Processes that run tests side by side, each on one core; one more than two cores, as some wait for SLURM.
+WORKERS ?= 3
 
 .PHONY: demo test types soak bench docs generate lint format clean
 .DELETE_ON_ERROR:
