@@ -67,6 +67,10 @@ def answer(studies: Sequence[str]) -> str:
             places.setdefault(f"{row['model']} on {short(row['dataset'])}", []).append(row["equal"])
         return "; ".join(f"{place} (equal {' and '.join(equal)})" for place, equal in places.items()) or "none"
 
+    def counted(verdict: str) -> str:
+        number = len(verdicts[verdict])
+        return f"{number} {'is' if number == 1 else 'are'}"
+
     def said(row: dict[str, str]) -> str:
         return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
 
@@ -78,8 +82,8 @@ def answer(studies: Sequence[str]) -> str:
     ratios = [f"{model} {slower[model]}" for model in dict.fromkeys(row["model"] for row in compared)]
     lines = (
         f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
-        f"{' and '.join(datasets)}, equal iterations and equal time), {len(verdicts['better'])} are better: "
-        f"{listed('better')}. {len(verdicts['worse'])} are worse: {listed('worse')}. In {others}, no difference could "
+        f"{' and '.join(datasets)}, equal iterations and equal time), {counted('better')} better: "
+        f"{listed('better')}. {counted('worse')} worse: {listed('worse')}. In {others}, no difference could "
         "be shown (p < 0.05 after Holm).",
         f"- **By how much?** From {said(ordered[0])}, to {said(ordered[-1])} (95 % intervals over cases and "
         "trainings).",

@@ -72,7 +72,7 @@ def test_the_answer_counts_wins_and_losses():
     said = " ".join(tables.answer(["study"]).split())
     assert "Of 4 comparisons of Dice with nnU-Net (2 networks, Hippocampus, equal iterations and equal time)" in said
     assert "2 are better: Deconver on Hippocampus (equal iterations and time)." in said
-    assert "1 are worse: DTC on Hippocampus (equal iterations). In 1, no difference could be shown" in said
+    assert "1 is worse: DTC on Hippocampus (equal iterations). In 1, no difference could be shown" in said
     assert "From DTC on Hippocampus at equal iterations: -0.030 [-0.040, -0.020], to Deconver" in said
     assert "Deconver on Hippocampus at equal iterations: +0.020 [+0.010, +0.030]" in said
     assert "on Hippocampus: Deconver 1.20, DTC 1.10." in said
