@@ -39,6 +39,10 @@ SOURCES = {
         "components_overhead.py --rounds 12 --out benchmarks/results/components_overhead_cpu",
     ),
     "drive_demo_cpu": ("", "nnunet-deconver demo --dataset $nnUNet_raw/Dataset021_DRIVE --out drive_demo"),
+    "drive_study": (
+        "2026-11-22",
+        "nnunet-deconver study benchmarks/studies/drive.toml -o drive_study --workers 2",
+    ),
     "epoch_time_cpu": ("2026-11-21", "epoch_time.py --out benchmarks/results/epoch_time_cpu"),
     "epoch_time_hippocampus_cpu": (
         "2026-11-22",

@@ -9,8 +9,10 @@
     python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_60MB --features 16
 
     export nnUNet_extTrainer=benchmarks/studies/trainers
-    nnunet-deconver study benchmarks/studies/drive.toml -o drive_study --workers 2
-    python benchmarks/keep_study.py drive_study
+    for name in drive drive_recipe; do
+      nnunet-deconver study benchmarks/studies/$name.toml -o ${name}_study --workers 2
+      python benchmarks/keep_study.py ${name}_study
+    done
 
 prepare.py writes plans beside the others in nnUNet_preprocessed: `<plans>_16features` (nnU-Net's own network with so
 many features in its first stage), `<plans>_16features_ResEnc` (nnU-Net's residual encoder, with its blocks per stage)
