@@ -39,6 +39,10 @@ SOURCES = {
         "components_overhead.py --rounds 12 --out benchmarks/results/components_overhead_cpu",
     ),
     "drive_demo_cpu": ("", "nnunet-deconver demo --dataset $nnUNet_raw/Dataset021_DRIVE --out drive_demo"),
+    "drive_recipe_study": (
+        "2026-11-22",
+        "nnunet-deconver study benchmarks/studies/drive_recipe.toml -o drive_recipe_study --workers 2",
+    ),
     "drive_study": (
         "2026-11-22",
         "nnunet-deconver study benchmarks/studies/drive.toml -o drive_study --workers 2",
