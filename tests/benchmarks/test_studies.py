@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "studies" / "tables.py"
 specification = importlib.util.spec_from_file_location("study_tables", SCRIPT)
@@ -138,3 +139,19 @@ def test_a_study_is_kept_whole_or_refused(tmp_path, monkeypatch):
         keep(results / "study", results)
     assert (results / "study" / "report.html").is_file()
     assert {"commit", "device", "torch"} <= set(json.loads((results / "study.json").read_text()))
+
+
+def test_a_patch_is_computed_as_two_and_given_back_as_one():
+    path = SCRIPT.parent / "trainers" / "no_mirroring.py"
+    specification = importlib.util.spec_from_file_location("no_mirroring", path)
+    trainers = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(trainers)
+    network, seen = torch.nn.Conv3d(1, 2, 3), []
+    network.register_forward_hook(lambda _, __, output: seen.append(len(output)))
+    patch = torch.rand(1, 1, 5, 6, 7)
+    alone = network(patch)
+    with pytest.raises(KeyError), trainers._twice(network):
+        torch.testing.assert_close(network(patch), alone)
+        raise KeyError
+    network(patch)
+    assert seen == [1, 2, 1]
