@@ -6,7 +6,6 @@ Without a GPU the kernels run in Triton's interpreter (see conftest), and are co
 import itertools
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -108,15 +107,14 @@ class Operations(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory(monkeypatch):
+def poisoned_memory():
     """What no kernel writes is NaN."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @DEVICES
