@@ -63,6 +63,14 @@ SOURCES = {
         "real_data.py report Dataset004_Hippocampus --out benchmarks/results/hippocampus_cpu "
         "--trainers nnUNetTrainerDeconver_lr1e3_5epochs nnUNetTrainer_5epochs",
     ),
+    "hippocampus_recipe_study": (
+        "2026-11-22",
+        "nnunet-deconver study benchmarks/studies/hippocampus_recipe.toml -o hippocampus_recipe_study --workers 2",
+    ),
+    "hippocampus_study": (
+        "2026-11-22",
+        "nnunet-deconver study benchmarks/studies/hippocampus.toml -o hippocampus_study --workers 2",
+    ),
     "kernel_resources": ("2026-11-21", "kernel_resources.py --out benchmarks/results/kernel_resources"),
     "metric_agreement_pairs": (
         "2026-11-21",

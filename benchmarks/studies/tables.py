@@ -65,11 +65,9 @@ def answer(studies: Sequence[str]) -> str:
         places: dict[str, list[str]] = {}
         for row in verdicts[verdict]:
             places.setdefault(f"{row['model']} on {short(row['dataset'])}", []).append(row["equal"])
-        return "; ".join(f"{place} (equal {' and '.join(equal)})" for place, equal in places.items()) or "none"
-
-    def counted(verdict: str) -> str:
+        found = "; ".join(f"{place} (equal {' and '.join(equal)})" for place, equal in places.items())
         number = len(verdicts[verdict])
-        return f"{number} {'is' if number == 1 else 'are'}"
+        return f"{number} {'is' if number == 1 else 'are'} {verdict}: {found}" if number else f"none is {verdict}"
 
     def said(row: dict[str, str]) -> str:
         return f"{row['model']} on {short(row['dataset'])} at equal {row['equal']}: {interval(row, 3)}"
@@ -82,9 +80,8 @@ def answer(studies: Sequence[str]) -> str:
     ratios = [f"{model} {slower[model]}" for model in dict.fromkeys(row["model"] for row in compared)]
     lines = (
         f"- **Better?** Of {len(compared)} comparisons of Dice with {reference} ({len(models)} networks, "
-        f"{' and '.join(datasets)}, equal iterations and equal time), {counted('better')} better: "
-        f"{listed('better')}. {counted('worse')} worse: {listed('worse')}. In {others}, no difference could "
-        "be shown (p < 0.05 after Holm).",
+        f"{' and '.join(datasets)}, equal iterations and equal time), {listed('better')}; "
+        f"{listed('worse')}. In {others}, no difference could be shown (p < 0.05 after Holm).",
         f"- **By how much?** From {said(ordered[0])}, to {said(ordered[-1])} (95 % intervals over cases and "
         "trainings).",
         f"- **At what cost?** Time of an iteration on one CPU core, times that of {reference}, on "
@@ -140,14 +137,14 @@ def differences(study: str) -> str:
     """Differences to the reference at equal iterations and at equal time, in all metrics that were compared."""
     compared = [row for row in rows(study, "comparison") if row["on"] == "cross-validation"]
     classes = list(dict.fromkeys(row["class"] for row in compared))
-    lines = [["model", "equal", "metric", *classes]]
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
     for row in compared:
-        key = [row["model"], row["equal"], " / ".join(filter(None, (row["metric"], row["unit"])))]
-        if lines[-1][:3] != key:
-            lines.append(key)
+        key = (row["model"], row["equal"], " / ".join(filter(None, (row["metric"], row["unit"]))))
         marked = {"better": "**", "worse": "_"}.get(row["verdict"], "")
-        lines[-1].append(f"{marked}{interval(row, DIGITS.get(row['metric'], 4))}{marked}")
-    return markdown(lines)
+        cell = f"{marked}{interval(row, DIGITS.get(row['metric'], 4))}{marked}"
+        lines.setdefault(key, {})[row["class"]] = cell
+    body = [[*key, *(cells[name] for name in classes)] for key, cells in lines.items()]
+    return markdown([["model", "equal", "metric", *classes], *body])
 
 
 def costs(study: str) -> str:

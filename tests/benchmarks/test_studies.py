@@ -38,11 +38,16 @@ def study(tmp_path, monkeypatch):
     folder.mkdir()
     compared = [
         comparison("Deconver", "iterations", 0.02, "better"),
-        comparison("Deconver", "iterations", 0.5, "better", of="anterior"),
-        comparison("Deconver", "iterations", -0.25, "better", metric="hd95"),
         comparison("Deconver", "time", 0.015, "better"),
         comparison("DTC", "iterations", -0.03, "worse"),
         comparison("DTC", "time", 0.001, "no difference shown"),
+        # Class after class, as studies write them.
+        comparison("Deconver", "iterations", 0.5, "better", of="anterior"),
+        comparison("Deconver", "time", 0.25, "no difference shown", of="anterior"),
+        comparison("DTC", "iterations", -0.5, "worse", of="anterior"),
+        comparison("DTC", "time", -0.25, "worse", of="anterior"),
+        comparison("Deconver", "iterations", -0.25, "better", metric="hd95"),
+        comparison("Deconver", "iterations", -0.5, "worse", metric="hd95", of="anterior"),
     ]
     models = [
         {
@@ -72,12 +77,18 @@ def study(tmp_path, monkeypatch):
 def test_the_answer_counts_wins_and_losses():
     said = " ".join(tables.answer(["study"]).split())
     assert "Of 4 comparisons of Dice with nnU-Net (2 networks, Hippocampus, equal iterations and equal time)" in said
-    assert "2 are better: Deconver on Hippocampus (equal iterations and time)." in said
+    assert "2 are better: Deconver on Hippocampus (equal iterations and time);" in said
     assert "1 is worse: DTC on Hippocampus (equal iterations). In 1, no difference could be shown" in said
     assert "From DTC on Hippocampus at equal iterations: -0.030 [-0.040, -0.020], to Deconver" in said
     assert "Deconver on Hippocampus at equal iterations: +0.020 [+0.010, +0.030]" in said
     assert "on Hippocampus: Deconver 1.20, DTC 1.10." in said
     assert "Limits: 120 iterations, 2 folds, 2 seeds" in said
+
+
+def test_the_answer_without_wins(monkeypatch):
+    monkeypatch.setattr(tables, "headlines", lambda studies: [comparison("DTC", "time", -0.03, "worse")])
+    said = " ".join(tables.answer(["study"]).split())
+    assert "none is better; 1 is worse: DTC on Hippocampus (equal time). In 0, no difference" in said
 
 
 def test_the_effect_of_one_model():
@@ -110,8 +121,10 @@ def test_differences_are_marked_by_what_they_say():
     assert (
         lines[2] == "| Deconver | iterations | dice | **+0.0200 [+0.0100, +0.0300]** | **+0.5000 [+0.4900, +0.5100]** |"
     )
-    assert lines[3] == "| Deconver | iterations | hd95 / mm | **-0.25 [-0.26, -0.24]** |"
-    assert "| _-0.0300 [-0.0400, -0.0200]_ |" in lines[5] and "| +0.0010 [-0.0090, +0.0110] |" in lines[6]
+    assert lines[4] == "| DTC | iterations | dice | _-0.0300 [-0.0400, -0.0200]_ | _-0.5000 [-0.5100, -0.4900]_ |"
+    assert lines[5] == "| DTC | time | dice | +0.0010 [-0.0090, +0.0110] | _-0.2500 [-0.2600, -0.2400]_ |"
+    assert lines[6] == "| Deconver | iterations | hd95 / mm | **-0.25 [-0.26, -0.24]** | _-0.50 [-0.51, -0.49]_ |"
+    assert len(lines) == 7
 
 
 def test_costs():
