@@ -9,7 +9,7 @@
     python benchmarks/studies/prepare.py Dataset021_DRIVE 2d nnUNetPlans_60MB --features 16
 
     export nnUNet_extTrainer=benchmarks/studies/trainers
-    for name in drive drive_recipe; do
+    for name in hippocampus hippocampus_recipe drive drive_recipe; do
       nnunet-deconver study benchmarks/studies/$name.toml -o ${name}_study --workers 2
       python benchmarks/keep_study.py ${name}_study
     done
